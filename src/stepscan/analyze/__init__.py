@@ -1,0 +1,1 @@
+"""Inspect and judge what was trained: intervals, later spectra, memory horizons and more."""

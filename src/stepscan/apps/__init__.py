@@ -1,0 +1,1 @@
+"""Recipes: what the commands do, from data to a model, a table and a report."""

@@ -1,0 +1,320 @@
+"""Candidates in equal time on this machine: trained in turns, over several seeds, beside baselines."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stepscan.analyze.intervals import mean_interval, paired_difference
+from stepscan.apps import measure, report, runs
+from stepscan.apps.candidate import Candidate
+from stepscan.apps.domain import Domain, Metric, Recipe, Scores, with_options
+from stepscan.apps.kinds import domain_of
+from stepscan.apps.model import Model
+from stepscan.apps.progress import Voice
+from stepscan.data.base import DataOptions
+from stepscan.data.open import open_dataset
+from stepscan.models import SequenceModel
+from stepscan.train.config import TrainConfig
+from stepscan.train.loop import DivergedError
+
+SLICES = 12  # turns that each candidate's budget is cut into
+LOOKS = 8  # points of a learning curve
+TEST = 200_000  # steps of the test part at the most
+
+
+@dataclass
+class Entrant:
+    """One mixer or layer pattern, over all seeds."""
+
+    name: str
+    config: Any
+    runs: list[Candidate | None] = field(default_factory=list)
+    """By seed; None where it diverged."""
+    models: list[SequenceModel | None] = field(default_factory=list)
+    scores: list[Scores | None] = field(default_factory=list)
+
+    def values(self, metric: str) -> list[float | None]:
+        """One figure per seed."""
+        return [None if s is None else s[metric] for s in self.scores]
+
+    def best(self, metric: Metric) -> SequenceModel | None:
+        """The model of the best seed."""
+        chosen = None
+        for seed, score in enumerate(self.values(metric.name)):
+            if score is not None and (chosen is None or metric.wins(score, chosen[1])):
+                chosen = seed, score
+        return None if chosen is None else self.models[chosen[0]]
+
+
+def compare(
+    data: str | os.PathLike[str] | Sequence[str] = "stdlib",
+    candidates: Sequence[str] = ("gated_delta_net", "mamba2", "attention", "lstm"),
+    *,
+    minutes: float = 1.0,
+    seeds: int = 2,
+    width: int | None = None,
+    options: DataOptions | None = None,
+    out: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    voice: Voice | None = None,
+    **choices: Any,
+) -> dict[str, Any]:
+    """Train several models in equal time on this machine, judge them, and leave a report.
+
+    Args:
+        data: A file, a folder, the name of a data set; or several of them.
+        candidates: Names of mixers, or layer patterns.
+        minutes: Training time of each candidate and seed.
+        seeds: How many times each is trained.
+        width: Model width; None is the recipe's of the kind of data.
+        options: How to read the data.
+        out: The run folder; None makes one under runs/.
+        quiet: Say nothing.
+        voice: Where to say it; None is standard output.
+        choices: Fields of `Recipe` to change: rows, length, learning_rate ...
+
+    Returns:
+        What results.json holds. `report.html` and the best model of each candidate lie beside it.
+    """
+    voice = voice or Voice(quiet=quiet)
+    sources = [data] if isinstance(data, str | os.PathLike) else list(data)
+    domains = [domain_of(open_dataset(source, options)) for source in sources]
+    for domain in domains:  # nothing is trained, nothing written, before all of it can be built
+        for name in candidates:
+            SequenceModel(domain.candidate(name, width))
+    title = "compare " + " ".join(domain.dataset.name for domain in domains)
+    folder = runs.new_folder(title, out)
+    sections = []
+    for domain in domains:
+        voice.say(*domain.dataset.lines())
+        voice.say(report.opening({"budget": {"minutes": minutes, "seeds": list(range(seeds))}}))
+        with voice.moving():
+            found, models = section(
+                domain,
+                candidates,
+                minutes=minutes,
+                seeds=seeds,
+                width=width,
+                recipe=with_options(domain.recipe, **choices),
+                show=voice.show,
+            )
+        sections.append(found)
+        for name, model in models.items():
+            about = {"data": domain.dataset.name, "metric": found["metric"], "candidate": name}
+            where = folder / "models" / domain.dataset.name / runs.word(name)
+            Model(model, domain.dataset.schema, about).save(where)
+        results = runs.results(f"stepscan {title}", sections, runs.command_line())
+        runs.write_json(
+            folder / "results.json", results
+        )  # also if the next data set is interrupted
+        report.write(results, folder / "report.html")
+        voice.say(*report.leaderboard(found), f"verdict  {found['verdict']}", "")
+    voice.say(f"report   {folder}/report.html")
+    return results | {"folder": str(folder)}
+
+
+def section(
+    domain: Domain,
+    candidates: Sequence[str],
+    *,
+    minutes: float,
+    seeds: int,
+    width: int | None = None,
+    recipe: Recipe | None = None,
+    show: Callable[[float, str], None] = lambda part, line: None,
+) -> tuple[dict[str, Any], dict[str, SequenceModel]]:
+    """Train and judge the candidates on one data set.
+
+    Args:
+        domain: The data set.
+        candidates: Names of mixers, or layer patterns.
+        minutes: Training time of each candidate and seed.
+        seeds: How many; seed s decides initial weights and batches of every candidate alike.
+        width: Model width; None is the recipe's.
+        recipe: Of training; None is the domain's.
+        show: Called with the part of the work done and what is going on.
+
+    Returns:
+        A section of results.json (docs/results.md), and the best model of each candidate.
+    """
+    if not candidates or seeds < 1:
+        raise ValueError(f"compare: want candidates and seeds >= 1, got {candidates}, {seeds}")
+    recipe = recipe or domain.recipe
+    entrants = [Entrant(name, domain.candidate(name, width)) for name in dict.fromkeys(candidates)]
+    _train(domain, entrants, recipe, minutes=minutes, seeds=seeds, show=show)
+    show(1.0, "scoring the test part")
+    rows = [_judge(domain, entrant) for entrant in entrants]
+    show(1.0, "baselines")
+    rows += [baseline_row(name, scores) for name, scores in domain.baselines(TEST)]
+    metric = domain.metrics[0]
+    models = {e.name: model for e in entrants if (model := e.best(metric)) is not None}
+    show(1.0, "examples")
+    result = {
+        "data": {
+            "name": domain.dataset.name,
+            "kind": domain.kind,
+            "lines": list(domain.dataset.said),
+            "findings": list(domain.dataset.findings),
+        },
+        "metric": metric.name,
+        "metrics": [m._asdict() for m in domain.metrics],
+        "budget": {"minutes": minutes, "seeds": list(range(seeds))},
+        "candidates": rows,
+        "verdict": verdict(metric, rows),
+        "examples": domain.examples(models),
+    }
+    return result, models
+
+
+def verdict(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Who leads by how much, how sure that is, and whether any training was worth it."""
+    trained = _ranked(metric, [row for row in rows if not row["baseline"]])
+    simple = _ranked(metric, [row for row in rows if row["baseline"]])
+    if not trained:
+        return "Every candidate diverged: lower the learning rate."
+    (lead, best), *others = trained
+    unit = f" {metric.unit}" if metric.unit else ""
+    text = f"{lead['name']} is best with {best:.3g}{unit} {metric.name}"
+    if others:
+        second, other = others[0]
+        pairs = [
+            (a, b)
+            for a, b in zip(lead["scores"][metric.name], second["scores"][metric.name], strict=True)
+            if a is not None and b is not None
+        ]
+        won = sum(metric.wins(a, b) for a, b in pairs)
+        gap = paired_difference(*zip(*pairs, strict=True)) if pairs else None
+        spread = "" if gap is None or gap.half is None else f" ± {gap.half:.2g}"
+        sure = gap is not None and gap.excludes_zero
+        text += (
+            f"; it leads {second['name']} by {abs(best - other):.2g}{spread} "
+            f"({won} of {len(pairs)} seeds{'' if sure else ', not beyond the noise'})"
+        )
+    if simple:
+        baseline, score = simple[0]
+        verb = "beats" if metric.wins(best, score) else "does not beat"
+        text += f". It {verb} {baseline['name']} ({score:.3g}), the best of the simple methods"
+    slow = _slowdown(rows)
+    return text + (f". {slow}." if slow else ".")
+
+
+def _train(
+    domain: Domain,
+    entrants: Sequence[Entrant],
+    recipe: Recipe,
+    *,
+    minutes: float,
+    seeds: int,
+    show: Callable[[float, str], None],
+) -> None:
+    """Seed by seed, all entrants in turns, so that the noise of the machine hits all alike."""
+    begin = time.monotonic()
+    for seed in range(seeds):
+        train = TrainConfig(
+            minutes=minutes,
+            rows=recipe.rows,
+            length=recipe.length,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            seed=seed,
+            evaluations=LOOKS,
+        )
+        running = []
+        for entrant in entrants:
+            run = Candidate(domain, entrant.config, train)
+            entrant.runs.append(run)
+            running.append((entrant, run))
+        while running:
+            for entrant, run in list(running):
+                used = [r.trainer.progress if r else 1.0 for e in entrants for r in e.runs]
+                part = sum(used) / (seeds * len(entrants))
+                taken = time.monotonic() - begin
+                left = f"left {_clock(taken * (1 - part) / part)}" if part > 0.02 else ""
+                show(part, f"seed {seed}  {entrant.name}  {left}")
+                try:
+                    run.trainer.advance(seconds=60 * minutes / SLICES)
+                except DivergedError:
+                    entrant.runs[seed] = None
+                    running.remove((entrant, run))
+                    continue
+                if run.trainer.done:
+                    running.remove((entrant, run))
+        for entrant in entrants:
+            done = entrant.runs[seed]
+            entrant.models.append(None if done is None else done.finish())
+
+
+def _judge(domain: Domain, entrant: Entrant) -> dict[str, Any]:
+    """Everything the report says of an entrant."""
+    for model in entrant.models:
+        scores = None if model is None else domain.score(model, "test", TEST)
+        whole = scores is not None and all(map(math.isfinite, scores.values()))
+        entrant.scores.append(scores if whole else None)
+    model = entrant.best(domain.metrics[0])
+    runs = [run for run in entrant.runs if run is not None]
+    return {
+        "name": entrant.name,
+        "baseline": False,
+        "parameters": None if model is None else measure.parameters(model),
+        "config": entrant.config.to_dict(),
+        "scores": {m.name: entrant.values(m.name) for m in domain.metrics},
+        "seconds": [run.trainer.seconds for run in runs],
+        "tokens": [run.trainer.tokens for run in runs],
+        "tokens_per_second": [run.trainer.tokens / run.trainer.seconds for run in runs],
+        "decode_per_second": None if model is None else measure.decode_per_second(model),
+        "state_bytes": None if model is None else measure.state_bytes(model),
+        "curve": [
+            {"seed": seed, **{k: [look[k] for look in run.curve] for k in run.curve[0]}}
+            for seed, run in enumerate(entrant.runs)
+            if run is not None and run.curve
+        ],
+    }
+
+
+def baseline_row(name: str, scores: Scores) -> dict[str, Any]:
+    """What the report says of a simple method."""
+    return {
+        "name": name,
+        "baseline": True,
+        "parameters": None,
+        "config": None,
+        "scores": {metric: [score] for metric, score in scores.items()},
+        "seconds": [],
+        "tokens": [],
+        "tokens_per_second": None,
+        "decode_per_second": None,
+        "state_bytes": None,
+        "curve": [],
+    }
+
+
+def _ranked(
+    metric: Metric, rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], float]]:
+    """Rows with their mean score, best first; those without any score are left out."""
+    scored = []
+    for row in rows:
+        values = [v for v in row["scores"].get(metric.name, []) if v is not None]
+        if values:
+            scored.append((row, mean_interval(values).mean))
+    return sorted(scored, key=lambda pair: pair[1], reverse=metric.better == "higher")
+
+
+def _slowdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The candidate whose decoding suffers most from a long past, if any does."""
+    falls = []
+    for row in rows:
+        if row["decode_per_second"]:
+            short, long = row["decode_per_second"].values()
+            falls.append((short / long, row["name"]))
+    fall, name = max(falls, default=(1.0, ""))
+    return (
+        f"{name} decodes {fall:.1f}x slower after 65,536 steps than after 1,024" if fall > 2 else ""
+    )
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

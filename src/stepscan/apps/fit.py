@@ -1,0 +1,287 @@
+"""From data to a model a person can use: read, infer, train within a budget, judge, save."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+from stepscan import state as states
+from stepscan.apps import measure, report, runs
+from stepscan.apps.candidate import Candidate
+from stepscan.apps.compare import baseline_row, verdict
+from stepscan.apps.domain import Domain, Metric, Scores
+from stepscan.apps.kinds import domain_of
+from stepscan.apps.model import Model
+from stepscan.apps.progress import Voice, clock, size
+from stepscan.data.base import DataOptions
+from stepscan.data.open import open_dataset
+from stepscan.kernels import kernels
+from stepscan.models import ModelConfig, SequenceModel
+from stepscan.train.config import TrainConfig
+
+PLAN = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How to train; what is left out is the recipe of the kind of data."""
+
+    minutes: float | None = None
+    """Budget in minutes of training."""
+    tokens: int | None = None
+    """Budget in tokens (steps of sequence) read."""
+    steps: int | None = None
+    """Budget in optimizer steps."""
+    layers: str | None = None
+    """Layer pattern, such as "(gated_delta_net*3 attention)*2", or the name of a mixer."""
+    width: int | None = None
+    """Model width."""
+    rows: int | None = None
+    """Sequences per batch."""
+    length: int | None = None
+    """Steps per training window."""
+    learning_rate: float | None = None
+    """Peak of the schedule."""
+    dropout: float | None = None
+    """Of block outputs."""
+    carry: bool = False
+    """Carry the state from stretch to stretch (truncated back-propagation through time)."""
+    bf16: bool = False
+    """Matrix products in bfloat16."""
+    seed: int = 0
+    """Decides the initial weights and the batches."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """Training was asked to stop; what there was is saved. `code` is the exit code to leave with."""
+
+    def __init__(self, folder: Path, signal: Signals) -> None:
+        super().__init__(f"stopped; to go on: stepscan fit --resume {folder}")
+        self.code = 128 + signal
+
+
+def fit(
+    data: str | os.PathLike[str] = "stdlib",
+    *,
+    options: DataOptions | None = None,
+    out: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    voice: Voice | None = None,
+    **choices: Any,
+) -> Model:
+    """Train a model on your data, and leave it in a folder.
+
+    Args:
+        data: A file, a folder, or the name of a data set.
+        options: How to read it; what is left out is inferred and said.
+        out: The run folder; None makes one under runs/.
+        quiet: Say nothing.
+        voice: Where to say it; None is standard output.
+        choices: The fields of `FitOptions`: minutes, layers, width ...; without a budget, 3 minutes.
+
+    Returns:
+        The model with the best weights seen on the validation part. `about["folder"]` is where it
+        was saved, with report.html and metrics.jsonl beside it.
+
+    Raises:
+        ValueError: the data cannot be read or the options do not fit; the message says what to do.
+    """
+    voice = voice or Voice(quiet=quiet)
+    asked = FitOptions(**choices)
+    dataset = open_dataset(data, options)
+    voice.say(*dataset.lines())
+    domain = domain_of(dataset)
+    config = _model_config(domain, asked)
+    train = _train_config(domain, asked)
+    folder = runs.new_folder(dataset.name.rsplit(".", 1)[0], out)
+    plan = {
+        "source": os.fspath(data),
+        "options": None if options is None else dataclasses.asdict(options),
+        "model": config.to_dict(),
+        "train": dataclasses.asdict(train),
+        "versions": runs.versions(),
+    }
+    runs.write_json(folder / PLAN, plan)
+    return _run(domain, config, train, folder, voice, resume=False)
+
+
+def resume(
+    folder: str | os.PathLike[str], *, quiet: bool = False, voice: Voice | None = None
+) -> Model:
+    """Go on with a run that was interrupted, exactly where its newest whole checkpoint stands."""
+    voice = voice or Voice(quiet=quiet)
+    plan = runs.read_json(Path(folder) / PLAN)
+    try:
+        options = plan["options"] and DataOptions(**_tuples(plan["options"]))
+        dataset = open_dataset(plan["source"], options or None)
+        config = ModelConfig.from_dict(plan["model"])
+        train = TrainConfig(**_tuples(plan["train"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{Path(folder) / PLAN}: not of this version ({error})") from None
+    voice.say(*dataset.lines())
+    return _run(domain_of(dataset), config, train, Path(folder), voice, resume=True)
+
+
+def _run(
+    domain: Domain,
+    config: ModelConfig,
+    train: TrainConfig,
+    folder: Path,
+    voice: Voice,
+    *,
+    resume: bool,
+) -> Model:
+    schema, metric = domain.dataset.schema, domain.metrics[0]
+    about = {
+        "data": domain.dataset.name,
+        "metric": metric.name,
+        "folder": str(folder),
+        **{k: runs.read_json(folder / PLAN)[k] for k in ("source", "options")},
+    }
+
+    def keep(model: SequenceModel, scores: Scores) -> None:
+        Model(model, schema, about | {"valid": scores}).save(folder / "model")
+
+    def show(_: Mapping[str, Any]) -> None:
+        score = f"{metric.name} {candidate.curve[-1]['score']:.3f}  " if candidate.curve else ""
+        rate = trainer.tokens / trainer.seconds if trainer.seconds else 0.0
+        left = "" if math.isnan(trainer.seconds_left) else f"left {clock(trainer.seconds_left)}"
+        moment = f"{clock(trainer.seconds)}  {score}{rate:,.0f} tokens/s  {left}"
+        voice.show(trainer.progress, moment)
+
+    candidate = Candidate(domain, config, train, directory=folder, on_better=keep, log=show)
+    trainer = candidate.trainer
+    if resume:
+        best = folder / "model"
+        if best.is_dir():
+            saved = Model.load(best)
+            candidate.remember(saved.network, saved.about["valid"])
+        if not trainer.resume():
+            voice.say("no checkpoint yet: from the start")
+    _introduce(candidate.model, config, voice)
+
+    with voice.moving():
+        signal = trainer.run()
+    if signal is not None:
+        trainer.close()
+        raise StoppedError(folder, signal)
+    model = candidate.finish()
+    return _conclude(domain, candidate, model, folder, voice, about)
+
+
+def _conclude(
+    domain: Domain,
+    candidate: Candidate,
+    network: SequenceModel,
+    folder: Path,
+    voice: Voice,
+    about: Mapping[str, Any],
+) -> Model:
+    """Judge on the test part, beside the simple methods; save, report, say what to do next."""
+    scores = domain.score(network, "test")
+    simple = list(domain.baselines())
+    model = Model(
+        network, domain.dataset.schema, {**about, "valid": candidate.best, "test": scores}
+    )
+    model.save(folder / "model")
+    trainer, metric = candidate.trainer, domain.metrics[0]
+    look = {k: [point[k] for point in candidate.curve] for k in ("seconds", "tokens", "score")}
+    row = {
+        "name": " ".join(dict.fromkeys(c.name for c in network.config.mixers)),
+        "baseline": False,
+        "parameters": measure.parameters(network),
+        "config": network.config.to_dict(),
+        "scores": {name: [value] for name, value in scores.items()},
+        "seconds": [trainer.seconds],
+        "tokens": [trainer.tokens],
+        "tokens_per_second": [trainer.tokens / max(trainer.seconds, 1e-9)],
+        "decode_per_second": measure.decode_per_second(network),
+        "state_bytes": measure.state_bytes(network),
+        "curve": [{"seed": trainer.config.seed, **look}],
+    }
+    rows = [row, *(baseline_row(name, values) for name, values in simple)]
+    section = {
+        "data": {
+            "name": domain.dataset.name,
+            "kind": domain.kind,
+            "lines": list(domain.dataset.said),
+            "findings": list(domain.dataset.findings),
+        },
+        "metric": metric.name,
+        "metrics": [m._asdict() for m in domain.metrics],
+        "budget": {"minutes": trainer.seconds / 60, "seeds": [trainer.config.seed]},
+        "candidates": rows,
+        "verdict": verdict(metric, rows),
+        "examples": domain.examples({row["name"]: network}),
+    }
+    found = runs.results(f"stepscan fit {domain.dataset.name}", [section], runs.command_line())
+    runs.write_json(folder / "results.json", found)
+    report.write(found, folder / "report.html")
+    said = "   ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    others = "   ".join(f"{name} {values[metric.name]:.3f}" for name, values in simple)
+    voice.say(
+        f"done        {said}",
+        f"beside      {others}   ({metric.name}; {_standing(metric, scores, simple)})",
+        f"saved       {folder}   (model, metrics.jsonl, results.json, report.html)",
+        f"next        stepscan {NEXT[domain.kind].format(folder)}      open {folder}/report.html",
+    )
+    return model
+
+
+NEXT = {
+    "text": 'generate {0} --prompt "..."',
+    "series": "forecast {0}",
+    "events": "predict {0} LAST-EVENTS ...",
+    "interactions": "predict {0} LAST-ITEMS ...",
+    "images": "predict {0} PIXELS ...",
+}
+
+
+def _introduce(model: SequenceModel, config: ModelConfig, voice: Voice) -> None:
+    names = " ".join(c.name for c in config.mixers)
+    _, state = model(measure.empty_inputs(model, 1))
+    voice.say(
+        f"model       {names}   width {config.width}   {measure.parameters(model):,} parameters   "
+        f"state {size(states.nbytes(state))} per sequence   kernels {kernels().level or 'none (torch)'}"
+    )
+
+
+def _standing(metric: Metric, scores: Scores, simple: list[tuple[str, Scores]]) -> str:
+    beaten = [metric.wins(scores[metric.name], values[metric.name]) for _, values in simple]
+    if all(beaten):
+        return "better than all of them"
+    return (
+        "better than none of them"
+        if not any(beaten)
+        else f"better than {sum(beaten)} of {len(beaten)}"
+    )
+
+
+def _model_config(domain: Domain, asked: FitOptions) -> ModelConfig:
+    extra = {} if asked.dropout is None else {"dropout": asked.dropout}
+    if asked.layers and not any(mark in asked.layers for mark in "(* ["):
+        return domain.config(f"({asked.layers})*{domain.recipe.depth}", asked.width, **extra)
+    return domain.config(asked.layers, asked.width, **extra)
+
+
+def _train_config(domain: Domain, asked: FitOptions) -> TrainConfig:
+    budget = {k: v for k in ("minutes", "tokens", "steps") if (v := getattr(asked, k)) is not None}
+    recipe = domain.recipe
+    return TrainConfig(
+        **(budget or {"minutes": 3.0}),  # type: ignore[arg-type]
+        rows=asked.rows or recipe.rows,
+        length=asked.length or recipe.length,
+        learning_rate=asked.learning_rate or recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        carry=asked.carry,
+        precision="bfloat16" if asked.bf16 else "float32",
+        seed=asked.seed,
+    )
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}

@@ -1,0 +1,22 @@
+"""Every kind of data, by name."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from stepscan.apps.domain import Domain
+from stepscan.apps.events import Events
+from stepscan.apps.images import Images
+from stepscan.apps.interactions import Interactions
+from stepscan.apps.series import Series
+from stepscan.apps.text import Text
+from stepscan.data.base import Dataset
+from stepscan.names import lookup
+
+DOMAINS: Mapping[str, type[Domain]] = MappingProxyType(
+    {domain.kind: domain for domain in (Text, Series, Events, Interactions, Images)}
+)
+
+
+def domain_of(dataset: Dataset) -> Domain:
+    """The domain of a data set."""
+    return lookup(DOMAINS, dataset.kind, kind="kind of data")(dataset)

@@ -1,0 +1,52 @@
+"""`stepscan fit`: train a model on your data, and leave it in a folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import tyro
+
+from stepscan.apps.fit import FitOptions, StoppedError, fit, resume
+from stepscan.apps.progress import Voice
+from stepscan.cli.arguments import parse
+from stepscan.data.base import DataOptions
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train a model on your data within a budget, judge it beside simple methods, and save it."""
+
+    data: tyro.conf.Positional[str] = "stdlib"
+    """A file, a folder, or the name of a data set: stdlib, shakespeare, flights, elecdemand ..."""
+    train: FitOptions = field(default_factory=FitOptions)
+    """How to train."""
+    read: DataOptions = field(default_factory=DataOptions)
+    """How to read the data; what is left out is inferred and said."""
+    out: Path | None = None
+    """The run folder; left out, runs/NAME-1, runs/NAME-2 ..."""
+    resume: Path | None = None
+    """Go on with the run in this folder; everything else is taken from there."""
+    json: bool = False
+    """Print the results as JSON and nothing else."""
+    quiet: bool = False
+    """Print nothing."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    args = parse(Args, argv, command="fit")
+    voice = Voice(quiet=args.quiet or args.json)
+    try:
+        if args.resume is not None:
+            model = resume(args.resume, voice=voice)
+        else:
+            model = fit(
+                args.data, options=args.read, out=args.out, voice=voice, **asdict(args.train)
+            )
+    except StoppedError as stop:
+        voice.say(str(stop))
+        return stop.code
+    if args.json:
+        print(json.dumps(model.about, indent=2))
+    return 0

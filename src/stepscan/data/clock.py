@@ -1,0 +1,21 @@
+"""What a clock and a calendar say about a time, as points on circles."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+HOUR = 3_600 * 1_000_000_000  # nanoseconds
+DAY = 24 * HOUR
+WEEK = 7 * DAY
+YEAR = 365.2425 * DAY
+MONDAY = 3 * DAY  # 1970 began on a Thursday: the week is 3 days old
+
+
+def on_circles(
+    stamps: Int[np.ndarray, " N"], periods: Sequence[float]
+) -> Float[np.ndarray, "N P2"]:
+    """(sin, cos) of the phase of each time, in nanoseconds since 1970, within each period."""
+    turns = [((stamps + MONDAY * (period == WEEK)) % period) / period for period in periods]
+    angles = 2 * np.pi * np.array(turns, np.float64).reshape(len(periods), len(stamps)).T
+    return np.stack([np.sin(angles), np.cos(angles)], 2).reshape(len(stamps), -1)

@@ -1,0 +1,189 @@
+"""Which kind of data a table holds, and which column is what: from names, then from the cells."""
+
+import re
+
+import numpy as np
+
+from stepscan.data.base import DataError, DataOptions
+from stepscan.data.grid import Columns
+from stepscan.data.tables import Table, is_number, is_time, labels, numbers
+from stepscan.names import lookup
+
+TABLE_KINDS = ("series", "events", "interactions")
+TELLING = {  # names as `_plain` writes them, the most telling first
+    "time": """
+        timestamp datetime time ds date timetimestamp starttime starttimestamp eventtime createdat
+        timehour month week day quarter year ts
+    """,
+    "case": """
+        case caseid caseconceptname trace traceid session sessionid patient patientid order orderid
+        ticket ticketid
+    """,
+    "activity": "activity conceptname event eventname eventtype action task status",
+    "user": "user userid customer customerid visitor visitorid member memberid",
+    "item": """
+        item itemid product productid movie movieid song songid track trackid article articleid sku
+        asin book bookid video videoid
+    """,
+    "id": """
+        uniqueid series seriesid id sensor sensorid site siteid sitename station stationid store
+        storeid meter meterid device deviceid
+    """,
+    "target": "y target value values demand load sales consumption amount",
+}
+
+
+def kind_of(table: Table, options: DataOptions) -> str:
+    """As told, by the columns named, or by what the columns are called and hold."""
+    if options.kind is not None:
+        lookup(dict.fromkeys(TABLE_KINDS), options.kind, kind="kind of table")
+        return options.kind
+    for kind, told, roles in (
+        ("events", options.case or options.activity, ("case", "activity")),
+        ("interactions", options.user or options.item, ("user", "item")),
+        ("series", options.target or options.id, None),
+    ):
+        if told:
+            return kind
+        if not _any_told(options) and roles and all(_named(table, role) for role in roles):
+            return kind
+    if any(is_number(table, column) for column in table.columns):
+        return "series"
+    raise DataError(
+        f"{table.name}: no usable column: want numbers to forecast, or case and activity, or user "
+        f"and item. Columns: {', '.join(table.columns)}. Name them, as in --target NAME"
+    )
+
+
+def _any_told(options: DataOptions) -> bool:
+    told = (options.case, options.activity, options.user, options.item, options.target, options.id)
+    return any(told)
+
+
+def event_roles(table: Table, options: DataOptions) -> dict[str, str]:
+    """Columns for case, activity and time."""
+    time = _time(table, options)
+    case = _role(table, "case", options.case, "the column that tells cases apart")
+    activity = _role(table, "activity", options.activity, "the column with what happened")
+    return {"case": case, "activity": activity, "time": time}
+
+
+def interaction_roles(table: Table, options: DataOptions) -> dict[str, str]:
+    """Columns for user, item and time."""
+    user = _role(table, "user", options.user, "the column with the user")
+    item = _role(table, "item", options.item, "the column with the item")
+    return {"user": user, "item": item, "time": _time(table, options)}
+
+
+def series_columns(table: Table, options: DataOptions) -> tuple[Columns, list[str]]:
+    """Columns of series, and what was noticed on the way.
+
+    Without a target named or one with a telling name, every numeric column is a series of its own
+    ("wide"); with one, the other numeric columns are covariates.
+    """
+    time = _optional_time(table, options)
+    if options.id is not None:
+        table.column(options.id, "series")
+    told = [c.strip() for c in (options.target or "").split(",") if c.strip()]
+    named = [*(options.covariates or ()), *options.future, *told]
+    for column in named:
+        table.column(column, "target" if column in told else "covariate")
+    id_ = options.id or _id(table, time, named)
+    numeric = [
+        c for c in table.columns if c not in (time, id_) and (c in named or is_number(table, c))
+    ]
+    counting = [c for c in numeric if c not in named and _counts_rows(table, c)]
+    numeric = [c for c in numeric if c not in counting]
+    target = told or _named(table, "target", numeric)[:1] or ([] if id_ is None else numeric[-1:])
+    wide = not target
+    if wide:
+        target = [c for c in numeric if c not in named]
+    if not target:
+        raise DataError(
+            f"{table.name}: no usable column: want numbers to forecast. Columns: "
+            f"{', '.join(table.columns)}. Name one with --target"
+        )
+    findings = [f'column "{c}" only counts rows: left out' for c in counting]
+    covariates: list[str] = []
+    for column in numeric:
+        chosen = column in named or (options.covariates is None and not wide and len(target) == 1)
+        if column in target or not chosen:
+            continue
+        if column not in named and _constant(table, column):
+            findings.append(f'column "{column}" never changes: left out')
+            continue
+        covariates.append(column)
+    return Columns(id_, time, tuple(target), tuple(covariates), tuple(options.future)), findings
+
+
+def _plain(column: str) -> str:
+    """Lower case letters and digits; "user_id:token" (atomic files) is "userid"."""
+    return re.sub(r"[^a-z0-9]", "", re.sub(r":(token|float)(_seq)?$", "", column.lower()))
+
+
+def _named(table: Table, role: str, among: list[str] | None = None) -> list[str]:
+    """Columns with a name that tells this role, the most telling first."""
+    plain = {column: _plain(column) for column in (table.columns if among is None else among)}
+    return [column for name in TELLING[role].split() for column in plain if plain[column] == name]
+
+
+def _role(table: Table, role: str, told: str | None, what: str) -> str:
+    if told is not None:
+        table.column(told, role)
+        return told
+    found = _named(table, role)
+    if found:
+        return found[0]
+    raise DataError(
+        f"{table.name}: cannot tell {what}; name it with --{role}. "
+        f"Columns: {', '.join(table.columns)}"
+    )
+
+
+def _optional_time(table: Table, options: DataOptions) -> str | None:
+    if options.time is not None:
+        table.column(options.time, "time")
+        return options.time
+    named = [c for c in _named(table, "time") if is_time(table, c) or is_number(table, c)]
+    dated = [c for c in table.columns if c not in named and is_time(table, c)]
+    # a real date beats a name: "year" beside "date" is only a part of it
+    return next(iter([c for c in named if is_time(table, c)] + dated + named), None)
+
+
+def _time(table: Table, options: DataOptions) -> str:
+    found = _optional_time(table, options) or next(iter(_named(table, "time")), None)
+    if found is None:
+        raise DataError(
+            f"{table.name}: cannot tell the column with the time; name it with --time. "
+            f"Columns: {', '.join(table.columns)}"
+        )
+    return found
+
+
+def _id(table: Table, time: str | None, taken: list[str]) -> str | None:
+    """A column that tells series apart: by its name, or text that repeats over the same times."""
+    if time is None:
+        return None
+    repeats = bool(table.frame[time].duplicated().any())
+    for column in _named(table, "id"):
+        if column != time and column not in taken and (repeats or not is_number(table, column)):
+            return column
+    if not repeats:
+        return None
+    texts = [c for c in table.columns if c != time and c not in taken and not is_number(table, c)]
+    for column in texts:
+        if not table.frame.duplicated([time, column]).any():
+            return column
+    return None
+
+
+def _counts_rows(table: Table, column: str) -> bool:
+    cells = table.frame[column].head(1000)
+    if not is_number(Table(table.frame.head(1000), table.name, table.missing), column):
+        return False
+    values = numbers(Table(cells.to_frame(), table.name, table.missing), column)
+    return len(values) > 2 and bool((np.diff(values) == 1).all())
+
+
+def _constant(table: Table, column: str) -> bool:
+    return labels(table, column, "covariate").dropna().nunique() < 2

@@ -1,0 +1,193 @@
+"""Several series on one grid of time, and the steps of one part of them.
+
+The base forecast at step t for t + h is the value one season (or as many as are needed to be known
+at t) before t + h; where that one is missing, the value a season earlier still; else the last value
+seen. It is the seasonal naive forecast, and what the targets are measured from:
+
+    future[t, h] = (y[t + h] - base[t, h]) / spread
+
+so a model that answers 0 is the seasonal naive forecast.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stepscan.data.base import Packed
+
+LARGEST = 10.0  # of changes and covariates, in standard deviations: one wild reading stays one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """S series laid end to end, N steps in all, every step of the grid between first and last."""
+
+    y: Float[Tensor, " N"]
+    """float64; NaN where missing."""
+    series: Int[Tensor, " N"]
+    """Which series."""
+    begin: Int[Tensor, " S"]
+    """Where each series begins; `end` is where it ends."""
+    end: Int[Tensor, " S"]
+    stamps: Int[Tensor, " N"]
+    """Times, as in `tables.Times`."""
+    channels: Float[Tensor, "N C"]
+    """Scaled covariates, then the calendar."""
+    ahead: Float[Tensor, "N F"]
+    """The scaled covariates that are known ahead."""
+    center: Float[Tensor, " S"]
+    """Median of each series, and its robust standard deviation (`scale`)."""
+    scale: Float[Tensor, " S"]
+    spread: Float[Tensor, " S"]
+    """Robust standard deviation of the errors of the base: the unit of the targets."""
+    horizon: int
+    season: int
+    last_seen: Int[Tensor, " N"]
+    """The last step at or before this one with a value; -1 where there is none."""
+
+    @property
+    def width(self) -> int:
+        """The number of real channels of a step."""
+        return 3 + self.horizon + self.channels.shape[1] + self.ahead.shape[1] * self.horizon
+
+    def base(self, at: Int[Tensor, "..."]) -> Float[Tensor, "... H"]:
+        """The seasonal naive forecast made at these steps, in real units."""
+        ahead = torch.arange(1, self.horizon + 1)
+        begin = self.begin[self.series[at]][..., None]
+        last = self.last_seen[at]
+        known = torch.where(last >= 0, self.y[last], self.center[self.series[at]])
+        base = known[..., None].expand(*at.shape, self.horizon)
+        if not self.season:
+            return base
+        back = -(-ahead // self.season) * self.season
+        for earlier in (self.season, 0):  # the nearest season is looked at last, and wins
+            place = at[..., None] + ahead - back - earlier
+            value = self.y[place.clamp(min=0)]
+            base = torch.where((place >= begin) & ~value.isnan(), value, base)
+        return base
+
+    def inputs(self, at: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:
+        """Value, missing, change in a season, base, covariates, calendar, known ahead."""
+        series = self.series[at]
+        value, center, scale = self.y[at], self.center[series], self.scale[series]
+        before = at - max(self.season, 1)
+        change = (value - self.y[before.clamp(min=0)]) / self.spread[series]
+        change = change.masked_fill(before < self.begin[series], 0).clamp(-LARGEST, LARGEST)
+        base = (self.base(at) - center[..., None]) / scale[..., None]
+        parts = [
+            torch.stack([(value - center) / scale, value.isnan(), change], -1).nan_to_num(0.0),
+            base,
+            self.channels[at],
+        ]
+        if self.ahead.shape[1]:
+            place = at[..., None] + torch.arange(1, self.horizon + 1)
+            inside = place < self.end[series][..., None]
+            known = self.ahead[place.clamp(max=len(self.y) - 1)] * inside[..., None]
+            parts.append(known.flatten(-2))
+        return torch.cat([part.float() for part in parts], -1)
+
+    def actual(self, at: Int[Tensor, "..."]) -> Float[Tensor, "... H"]:
+        """What came: y[t + 1 .. t + H], NaN where missing or past the end."""
+        place = at[..., None] + torch.arange(1, self.horizon + 1)
+        value = self.y[place.clamp(max=len(self.y) - 1)]
+        return value.masked_fill(place >= self.end[self.series[at]][..., None], torch.nan)
+
+
+class SeriesPacked(Packed):
+    """The steps `first[s] .. last[s]` of each series, asked for values in `low[s] .. high[s]`."""
+
+    def __init__(
+        self,
+        panel: Panel,
+        names: Sequence[str],
+        *,
+        first: Int[np.ndarray, " S"],
+        last: Int[np.ndarray, " S"],
+        low: Int[np.ndarray, " S"],
+        high: Int[np.ndarray, " S"],
+    ) -> None:
+        self.panel = panel
+        self.names = tuple(names)
+        """The name of each series of the panel."""
+        self.steps = _ranges(first, last)
+        """The place of each step of this part in the panel."""
+        starts = torch.zeros(len(self.steps), dtype=torch.bool)
+        begins = np.cumsum(np.maximum(last - first, 0)) - np.maximum(last - first, 0)
+        starts[begins[last > first]] = True
+        super().__init__(starts)
+        self._low, self._high = torch.from_numpy(low), torch.from_numpy(high)
+
+    @property
+    def reals(self) -> Float[Tensor, "N C"]:
+        """All inputs at once; `inputs_at` builds only those asked for."""
+        return self.panel.inputs(self.steps)
+
+    def inputs_at(self, at: Int[Tensor, "..."]) -> tuple[None, Float[Tensor, "... C"]]:
+        """No tokens, and the reals at these positions."""
+        return None, self.panel.inputs(self.steps[at])
+
+    def targets_at(self, at: Int[Tensor, "..."]) -> dict[str, Tensor]:
+        """ "future": in units of the spread, measured from the base."""
+        step = self.steps[at]
+        spread = self.scale_at(at)[..., None]
+        return {"future": ((self.actual_at(at) - self.panel.base(step)) / spread).float()}
+
+    def actual_at(self, at: Int[Tensor, "..."]) -> Float[Tensor, "... H"]:
+        """The values asked for at these positions, in real units; NaN where not asked."""
+        step = self.steps[at]
+        series = self.panel.series[step]
+        place = step[..., None] + torch.arange(1, self.panel.horizon + 1)
+        low, high = self._low[series][..., None], self._high[series][..., None]
+        asked = (place >= low) & (place < high) & (step >= low[..., 0] - 1)[..., None]
+        asked &= (self.panel.last_seen[step] >= 0)[..., None]
+        return self.panel.actual(step).masked_fill(~asked, torch.nan)
+
+    def base_at(self, at: Int[Tensor, "..."]) -> Float[Tensor, "... H"]:
+        """The seasonal naive forecast at these positions, in real units."""
+        return self.panel.base(self.steps[at])
+
+    def scale_at(self, at: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The unit of the targets at these positions, in real units."""
+        return self.panel.spread[self.series_at(at)]
+
+    def value_at(self, at: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The value of the step itself, in real units; NaN where missing."""
+        return self.panel.y[self.steps[at]]
+
+    def series_at(self, at: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """Which series, as a place in `names`."""
+        return self.panel.series[self.steps[at]]
+
+    def stamps_at(self, at: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """The time of the step, as in `tables.Times`."""
+        return self.panel.stamps[self.steps[at]]
+
+    def origins(self, stride: int | None = None) -> Int[Tensor, " M"]:
+        """Positions to forecast from so that the part is covered, every `stride` (horizon) steps.
+
+        The first lies just before the part asked for; a last horizon may reach past its end.
+        """
+        stride = stride or self.panel.horizon
+        series = self.panel.series[self.steps]
+        since = self.steps - (self._low[series] - 1)
+        chosen = (since >= 0) & (since % stride == 0) & (self.steps < self._high[series] - 1)
+        return chosen.nonzero()[:, 0]
+
+    def ends(self) -> Int[Tensor, " S"]:
+        """The last position of each series: where its future begins."""
+        return self.begins + self.lengths - 1
+
+
+def last_seen(seen: Bool[np.ndarray, " N"], begin: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """The last step seen at or before each one, within its series; -1 where there is none."""
+    last = np.maximum.accumulate(np.where(seen, np.arange(len(seen)), -1))
+    return np.where(last >= begin, last, -1)
+
+
+def _ranges(first: Int[np.ndarray, " S"], last: Int[np.ndarray, " S"]) -> Int[Tensor, " N"]:
+    pieces = [torch.arange(a, b) for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *pieces])

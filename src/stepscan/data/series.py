@@ -1,0 +1,286 @@
+"""Time series: what the next values are, from quantiles over a horizon.
+
+    inputs    value, missing flag, change, base forecast, covariates, calendar (`Panel.inputs`)
+    asked     after every step, the H values to come, measured from the base ("future")
+
+The last steps are held out, at the same date for all series on a calendar, at each series' own end
+otherwise. Every scale of inputs and targets comes from the training part. MASE divides by `naive`,
+per series: the mean absolute error of the seasonal naive forecast, a season ahead, over all that
+lies before the test part (Hyndman and Koehler 2006).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stepscan.data.base import DataError, DataOptions, Dataset, Packed, Schema
+from stepscan.data.clock import on_circles
+from stepscan.data.frequency import Frequency, find_frequency, held_out
+from stepscan.data.grid import (
+    Columns,
+    Grid,
+    Stats,
+    choose_season,
+    inside,
+    measure,
+    read_rows,
+    robust_columns,
+)
+from stepscan.data.panel import LARGEST, Panel, SeriesPacked, last_seen
+from stepscan.data.tables import Table
+
+CONTEXT = 256  # steps read before a held-out part, or two seasons if that is more
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesSchema(Schema):
+    """How values become steps, and outputs become values."""
+
+    kind: ClassVar[str] = "series"
+
+    id: str | None
+    """Column names, as in the file the model learned from; no time column means rows in order."""
+    time: str | None
+    target: tuple[str, ...]
+    covariates: tuple[str, ...]
+    future: tuple[str, ...]
+    """The covariates known ahead."""
+    horizon: int
+    season: int
+    months: int
+    """The grid: see `Frequency`."""
+    step: int
+    origin: int
+    calendar: bool
+    periods: tuple[float, ...]
+    """The circles of the calendar, in nanoseconds."""
+    names: tuple[str, ...]
+    """Each series learned from, with its median, its robust standard deviation, that of the errors
+    of the base forecast, and the mean absolute error of the seasonal naive forecast."""
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+    spread: tuple[float, ...]
+    naive: tuple[float, ...]
+    covariate_center: tuple[float, ...]
+    covariate_scale: tuple[float, ...]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    @property
+    def reals(self) -> int:
+        """Value, missing, change, base, covariates, calendar, known ahead."""
+        known = len(self.future) * self.horizon
+        return 3 + self.horizon + len(self.covariates) + 2 * len(self.periods) + known
+
+    @property
+    def columns(self) -> Columns:
+        """Which column is what."""
+        return Columns(self.id, self.time, self.target, self.covariates, self.future)
+
+    @property
+    def frequency(self) -> Frequency:
+        """The grid of time."""
+        return Frequency(
+            months=self.months, step=self.step, origin=self.origin, calendar=self.calendar
+        )
+
+    def encode(self, table: Table) -> SeriesPacked:
+        """Every series of a table up to its last value, nothing asked.
+
+        A series not learned from is measured by the history given here. Rows after the last value
+        tell the covariates known ahead.
+        """
+        read = read_rows(table, self.columns)
+        grid = Grid(read, self.frequency)
+        if not len(grid.names):
+            raise DataError(f'{table.name}: column "{", ".join(self.target)}" holds no values')
+        here = measure(grid, grid.end, self.season, self.horizon)
+        learned = {series: i for i, series in enumerate(self.names)}
+        places = [(i, learned[n]) for i, n in enumerate(grid.names) if n in learned]
+        for field, values in here._asdict().items():
+            for i, place in places:
+                values[i] = getattr(self, field)[place]
+        panel = _panel(grid, self, here)
+        last = grid.last_value + 1
+        return SeriesPacked(panel, grid.names, first=grid.begin, last=last, low=last, high=last)
+
+    def decode(
+        self,
+        outputs: Float[Tensor, "... H Q"],
+        base: Float[Tensor, "... H"],
+        scale: Float[Tensor, "..."],
+    ) -> Float[Tensor, "... H Q"]:
+        """Outputs in real units, with `base_at` and `scale_at` of the same positions."""
+        return base[..., None] + outputs * scale[..., None, None]
+
+    def times_ahead(self, stamp: int) -> list[str]:
+        """The times of the horizon after a step of this time, for people."""
+        if not (self.calendar and (self.step or self.months)):
+            return [f"+{h}" for h in range(1, self.horizon + 1)]
+        at = self.frequency.index(np.array([stamp])) + np.arange(1, self.horizon + 1)
+        stamps = self.frequency.stamp(at).astype("datetime64[ns]")
+        fine = "D" if self.months or self.frequency.per_day <= 1 else "s"
+        return [str(s).replace("T", " ") for s in stamps.astype(f"datetime64[{fine}]")]
+
+
+def series_dataset(
+    table: Table, options: DataOptions, columns: Columns, *, name: str, findings: Sequence[str] = ()
+) -> Dataset:
+    """Find the grid and the season, measure on the training part, hold the tail out."""
+    read = read_rows(table, columns)
+    frequency = find_frequency(read.series, read.stamps, calendar=read.calendar)
+    grid = Grid(read, frequency)
+    if not len(grid.names):
+        raise DataError(f'{name}: column "{", ".join(columns.target)}" holds no values')
+    horizon = frequency.horizon if options.horizon is None else options.horizon
+    if horizon < 1 or (options.season or 0) < 0:
+        raise DataError(
+            f"{name}: want a horizon of 1 step or more and a season of 0 or more, "
+            f"got {horizon} and {options.season}"
+        )
+    stop = grid.last_value + 1
+    longest = int((stop - grid.begin).max())
+    if longest < 4 * horizon:
+        raise DataError(
+            f"{name}: the longest series has {longest} {frequency}; a horizon of {horizon} needs "
+            f"at least {4 * horizon}. Give more data, or --horizon {max(1, longest // 4)}"
+        )
+    test = held_out(options.test, longest, horizon, frequency)
+    valid = test if options.valid is None else held_out(options.valid, longest, horizon, frequency)
+    if min(test, valid) < 1 or longest - test - valid < 2 * horizon:
+        raise DataError(
+            f"{name}: holding out {valid} + {test} of {longest} {frequency} leaves too little to "
+            f"learn a horizon of {horizon} from; hold out less with --valid and --test"
+        )
+    common = frequency.calendar and bool(frequency.step or frequency.months)
+    cuts = _cuts(grid, stop, (valid, test), common=common)
+    season = options.season
+    if season is None:
+        season = choose_season(grid, cuts[0], frequency.seasons, horizon)
+    stats = measure(grid, cuts[0], season, horizon, before_test=cuts[1])
+    trained = grid.covariates[np.arange(len(grid.y)) < cuts[0][grid.series]]
+    center, scale = robust_columns(trained)
+    span = int(read.stamps.max() - read.stamps.min()) if frequency.calendar else 0
+    schema = SeriesSchema(
+        **columns._asdict(),
+        horizon=horizon,
+        season=season,
+        months=frequency.months,
+        step=frequency.step,
+        origin=frequency.origin,
+        calendar=frequency.calendar,
+        periods=frequency.periods(span),
+        names=tuple(grid.names),
+        covariate_center=tuple(center.tolist()),
+        covariate_scale=tuple(scale.tolist()),
+        center=tuple(stats.center.tolist()),
+        scale=tuple(stats.scale.tolist()),
+        spread=tuple(stats.spread.tolist()),
+        naive=tuple(stats.naive.tolist()),
+    )
+    panel = _panel(grid, schema, stats)
+    context = max(CONTEXT, 2 * season)
+    parts: dict[str, Packed] = {
+        "train": SeriesPacked(
+            panel, grid.names, first=grid.begin, last=cuts[0], low=grid.begin + 1, high=cuts[0]
+        )
+    }
+    for part, low, high in (("valid", cuts[0], cuts[1]), ("test", cuts[1], stop)):
+        first = np.maximum(grid.begin, low - context)
+        last = np.where(high > low, high, first)
+        parts[part] = SeriesPacked(panel, grid.names, first=first, last=last, low=low, high=high)
+    gaps = int(np.isnan(grid.y[inside(grid, stop)]).sum())
+    said = (
+        f"{name}   series  {len(grid.names):,} x {longest:,} {frequency}   "
+        + "   ".join(
+            f'{role} "{column}"'
+            for role, column in (
+                ("time", schema.time),
+                ("series", schema.id),
+                ("target", ", ".join(schema.target)),
+                ("with", ", ".join(schema.covariates)),
+                ("known ahead", ", ".join(schema.future)),
+            )
+            if column
+        )
+        + (f"   gaps kept as missing: {gaps:,}" if gaps else ""),
+        f"task        forecast {horizon} {frequency} ahead, measured from "
+        + (f"the season of {season} before" if season else "the last value seen"),
+        f"held out    the last {test:,} {frequency} for the test, "
+        f"{valid:,} before them for choosing",
+    )
+    return Dataset(
+        name=name,
+        schema=schema,
+        parts=parts,
+        said=said,
+        findings=(*findings, *read.findings, *_notice(grid, cuts[0], frequency, schema)),
+    )
+
+
+def _cuts(
+    grid: Grid, stop: Int[np.ndarray, " S"], held: tuple[int, int], *, common: bool
+) -> tuple[Int[np.ndarray, " S"], Int[np.ndarray, " S"]]:
+    """Where each series' valid and test parts begin, as places in the panel."""
+    valid, test = held
+    end = stop
+    if common:  # the same date for all, so that no series tells of another's future
+        over = int((grid.first + stop - grid.begin).max())
+        end = grid.begin + over - grid.first
+    begins = [np.clip(end - held, grid.begin, stop) for held in (valid + test, test)]
+    return begins[0], begins[1]
+
+
+def _panel(grid: Grid, schema: SeriesSchema, stats: Stats) -> Panel:
+    center, scale = np.array(schema.covariate_center), np.array(schema.covariate_scale)
+    scaled = np.nan_to_num((grid.covariates - center) / scale).astype(np.float32)
+    scaled = scaled.clip(-LARGEST, LARGEST)
+    circles = on_circles(grid.stamps, schema.periods).astype(np.float32)
+    seen = last_seen(~np.isnan(grid.y), grid.begin[grid.series])
+    known = [schema.covariates.index(column) for column in schema.future]
+    return Panel(
+        y=torch.from_numpy(grid.y),
+        series=torch.from_numpy(grid.series),
+        begin=torch.from_numpy(grid.begin),
+        end=torch.from_numpy(grid.end),
+        stamps=torch.from_numpy(grid.stamps),
+        channels=torch.from_numpy(np.concatenate([scaled, circles], 1)),
+        ahead=torch.from_numpy(scaled[:, known]),
+        center=torch.from_numpy(stats.center),
+        scale=torch.from_numpy(stats.scale),
+        spread=torch.from_numpy(stats.spread),
+        horizon=schema.horizon,
+        season=schema.season,
+        last_seen=torch.from_numpy(seen),
+    )
+
+
+def _notice(
+    grid: Grid, cut: Int[np.ndarray, " S"], frequency: Frequency, schema: SeriesSchema
+) -> list[str]:
+    found = []
+    if frequency.calendar and not (frequency.step or frequency.months):
+        found.append("the times are irregular: steps are taken in order, without a clock")
+    if schema.time is None:
+        found.append("no time column: rows are taken in order")
+    constant = [
+        n
+        for n, a, b in zip(grid.names, grid.begin, cut, strict=True)
+        if b - a > 1 and np.nanmin(grid.y[a:b]) == np.nanmax(grid.y[a:b])
+    ]
+    if constant:
+        found.append(
+            f"{len(constant):,} constant series in the training part, such as {constant[0]!r}"
+        )
+    late = [n for n, a, b in zip(grid.names, grid.begin, cut, strict=True) if b <= a]
+    if late:
+        found.append(f"{len(late):,} series begin after the training part, such as {late[0]!r}")
+    return found

@@ -1,0 +1,6 @@
+"""From logits to tokens: how to choose one, and how to go on from there."""
+
+from stepscan.generate.decode import decode
+from stepscan.generate.sampling import Sampling
+
+__all__ = ["Sampling", "decode"]

@@ -1,0 +1,114 @@
+"""S4D (arXiv:2206.11893): a diagonal state space model for every channel, the same at all times.
+
+    h_t = exp(dt A) h_{t-1} + (exp(dt A) - 1) / A * x_t       A = -exp(log_decay) + i * frequency
+    y_t = W_o GELU(2 Re(C . h_t) + skip * x_t), gated (GLU)   N / 2 conjugate pairs per channel
+
+Initial values of S4D-Lin: A_n = -1/2 + i pi n, C complex normal, log dt uniform between the logs
+of 1e-3 and 1e-1; zero-order hold; B = 1, its gain lies in C. As published, without dropout.
+State: B x D x N floats (N / 2 complex), constant in T.
+Cost: O(T D N), as products with a kernel of 32 tokens.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.ops.ssm_conv import ssm_conv
+
+
+@dataclass(frozen=True, kw_only=True)
+class S4DConfig(MixerConfig):
+    """Config of S4D."""
+
+    name: ClassVar[str] = "s4d"
+    equation: ClassVar[str] = "h = e^(dt A) h + (e^(dt A) - 1)/A x_t;  y = 2 Re(C h) + D x_t"
+    source: ClassVar[str] = "Gu et al. 2022, arXiv:2206.11893"
+
+    state_size: int = 64
+    """Real numbers of state per channel: half as many complex ones, each with its conjugate."""
+    step_min: float = 1e-3
+    """Shortest initial time step dt of a channel."""
+    step_max: float = 1e-1
+    """Longest initial time step dt of a channel."""
+
+    def build(self, width: int) -> "S4D":
+        """Build the module for a model of this width."""
+        if self.state_size < 2 or self.state_size % 2:
+            raise ValueError(f"s4d: want an even state_size, 2 or more, got {self.state_size}")
+        if not 0 < self.step_min <= self.step_max:
+            raise ValueError(
+                f"s4d: want 0 < step_min <= step_max, got {self.step_min} and {self.step_max}"
+            )
+        return S4D(self, width)
+
+
+class S4DState(NamedTuple):
+    """What `S4D` carries from one stretch to the next: real and imaginary parts."""
+
+    memory: Float[Tensor, "B D N 2"]
+
+
+class S4D(Mixer[S4DState]):
+    """See the module docstring."""
+
+    no_decay = ("log_step", "log_decay", "frequency")
+    slow = ("log_step", "log_decay", "frequency")
+
+    def __init__(self, config: S4DConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        pairs = config.state_size // 2
+        self.log_step = nn.Parameter(torch.empty(width))
+        self.log_decay = nn.Parameter(torch.empty(width, pairs))
+        self.frequency = nn.Parameter(torch.empty(width, pairs))
+        self.readout = nn.Parameter(torch.empty(width, pairs, 2))
+        self.skip = nn.Parameter(torch.empty(width))
+        self.out = nn.Linear(width, 2 * width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh initial values of the state space model: S4D-Lin."""
+        config, pairs = self.config, self.frequency.shape[1]
+        nn.init.uniform_(self.log_step, math.log(config.step_min), math.log(config.step_max))
+        nn.init.constant_(self.log_decay, math.log(0.5))
+        with torch.no_grad():
+            self.frequency.copy_(math.pi * torch.arange(pairs))
+        nn.init.normal_(self.readout, std=0.5**0.5)  # a complex normal of variance 1
+        nn.init.normal_(self.skip)
+
+    def init_state(
+        self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> S4DState:
+        """Empty memory."""
+        weight = self.readout
+        dtype = torch.promote_types(dtype or weight.dtype, torch.float32)
+        return S4DState(
+            torch.zeros(batch, *weight.shape, device=device or weight.device, dtype=dtype)
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: S4DState | None = None,
+        resets: Bool[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], S4DState]:
+        """Mix along T."""
+        wide = torch.promote_types(self.log_step.dtype, torch.float32)  # bf16 knows no pi n dt
+        A = torch.complex(-self.log_decay.to(wide).exp(), self.frequency.to(wide))
+        log_a = self.log_step.to(wide).exp()[:, None] * A
+        y, memory = ssm_conv(
+            x,
+            log_a=log_a,
+            b=torch.expm1(log_a) / A,
+            c=2 * torch.view_as_complex(self.readout.to(wide)),
+            state=None if state is None else torch.view_as_complex(state.memory.contiguous()),
+            resets=resets,
+        )
+        y = F.glu(self.out(F.gelu(y + self.skip * x)), dim=-1)
+        return y, S4DState(torch.view_as_real(memory))

@@ -1,0 +1,21 @@
+"""Whole models: inputs, a stack of pre-norm blocks around mixers, a head; and their folders on disk."""
+
+from stepscan.models.config import ModelConfig
+from stepscan.models.folder import load_folder, save_folder
+from stepscan.models.heads import HEADS, Classify, EventOutput, Forecast, NextEvent, NextToken
+from stepscan.models.inputs import Inputs
+from stepscan.models.model import SequenceModel
+
+__all__ = [
+    "HEADS",
+    "Classify",
+    "EventOutput",
+    "Forecast",
+    "Inputs",
+    "ModelConfig",
+    "NextEvent",
+    "NextToken",
+    "SequenceModel",
+    "load_folder",
+    "save_folder",
+]

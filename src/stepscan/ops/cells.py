@@ -1,0 +1,282 @@
+"""Nonlinear recurrent cells, and the scan that runs any of them.
+
+    y_t, state_t = cell.step(u_t, state_{t-1})        u = cell.project(x): all that x alone decides
+
+A cell is a NamedTuple of weights with three functions (`Cell`). A reset at t puts the cell's fresh
+state in the place of state_{t-1}. The gates of LSTM and GRU are ordered as in torch and cuDNN.
+Sources: Elman (1990); LSTM, Hochreiter and Schmidhuber (1997), with the forget gate of Gers et al.
+(2000); GRU (arXiv:1406.1078) with cuDNN's reset after the product; sLSTM (arXiv:2405.04517).
+"""
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from stepscan.names import lookup
+from stepscan.ops.arguments import as_resets
+
+EMPTY = -1e30
+"""sLSTM's logarithm of nothing: finite, so that no difference of two of them is NaN."""
+
+
+@runtime_checkable
+class Cell(Protocol):
+    """What `cell_scan` asks of a NamedTuple of weights."""
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Features of x, and of y."""
+        ...
+
+    def init(self, batch: int) -> Any:
+        """The fresh state: a NamedTuple of [B, ...] tensors, in the dtype of the weights."""
+        ...
+
+    def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T ..."]:
+        """What the steps need of x, for all tokens at once."""
+        ...
+
+    def step(self, u: Float[Tensor, "B ..."], state: Any) -> tuple[Float[Tensor, "B E"], Any]:
+        """One token: its output, and the state after it."""
+        ...
+
+
+class HiddenState(NamedTuple):
+    """State of `Elman` and `GRU`."""
+
+    hidden: Float[Tensor, "B E"]
+
+
+class Elman(NamedTuple):
+    """h_t = tanh(W x_t + b + R h_{t-1} + b_r); y = h. The weights of `torch.nn.RNN`."""
+
+    input_weight: Float[Tensor, "E D"]
+    recurrent_weight: Float[Tensor, "E E"]
+    input_bias: Float[Tensor, "E"]
+    recurrent_bias: Float[Tensor, "E"]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Features of x, and of y."""
+        return self.input_weight.shape[1], self.recurrent_weight.shape[1]
+
+    def init(self, batch: int) -> HiddenState:
+        """Zero."""
+        return HiddenState(self.recurrent_weight.new_zeros(batch, self.sizes[1]))
+
+    def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
+        """W x + b + b_r."""
+        return F.linear(x, self.input_weight, self.input_bias + self.recurrent_bias)
+
+    def step(
+        self, u: Float[Tensor, "B E"], state: HiddenState
+    ) -> tuple[Float[Tensor, "B E"], HiddenState]:
+        """One token."""
+        hidden = torch.addmm(u, state.hidden, self.recurrent_weight.mT).tanh()
+        return hidden, HiddenState(hidden)
+
+
+class GRU(NamedTuple):
+    """The gated recurrent unit with the weights of `torch.nn.GRU`, gates in the order r, z, n.
+
+        r, z = sigmoid(W x_t + b + R h_{t-1} + b_r)
+        n = tanh(W_n x_t + b_n + r * (R_n h_{t-1} + b_rn))
+        h_t = (1 - z) * n + z * h_{t-1};  y = h
+
+    z keeps the old state, and r acts after the product, which is why the two biases stay apart.
+    """
+
+    input_weight: Float[Tensor, "gates D"]
+    recurrent_weight: Float[Tensor, "gates E"]
+    input_bias: Float[Tensor, "gates"]
+    recurrent_bias: Float[Tensor, "gates"]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Features of x, and of y."""
+        return self.input_weight.shape[1], self.recurrent_weight.shape[1]
+
+    def init(self, batch: int) -> HiddenState:
+        """Zero."""
+        return HiddenState(self.recurrent_weight.new_zeros(batch, self.sizes[1]))
+
+    def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T gates"]:
+        """W x + b."""
+        return F.linear(x, self.input_weight, self.input_bias)
+
+    def step(
+        self, u: Float[Tensor, "B gates"], state: HiddenState
+    ) -> tuple[Float[Tensor, "B E"], HiddenState]:
+        """One token."""
+        width = self.sizes[1]
+        split = [2 * width, width]
+        past = torch.addmm(self.recurrent_bias, state.hidden, self.recurrent_weight.mT)
+        (gates, new), (past_gates, past_new) = u.split(split, -1), past.split(split, -1)
+        r, z = (gates + past_gates).sigmoid().chunk(2, -1)
+        new = (new + r * past_new).tanh()
+        hidden = new + z * (state.hidden - new)
+        return hidden, HiddenState(hidden)
+
+
+class LSTMState(NamedTuple):
+    """State of `LSTM`."""
+
+    hidden: Float[Tensor, "B E"]
+    cell: Float[Tensor, "B E"]
+
+
+class LSTM(NamedTuple):
+    """Long short-term memory with the weights of `torch.nn.LSTM`, gates in the order i, f, g, o.
+
+    i, f, o = sigmoid(W x_t + b + R h_{t-1} + b_r);  g = tanh(the same)
+    c_t = f * c_{t-1} + i * g;  h_t = o * tanh(c_t);  y = h
+    """
+
+    input_weight: Float[Tensor, "gates D"]
+    recurrent_weight: Float[Tensor, "gates E"]
+    input_bias: Float[Tensor, "gates"]
+    recurrent_bias: Float[Tensor, "gates"]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Features of x, and of y."""
+        return self.input_weight.shape[1], self.recurrent_weight.shape[1]
+
+    def init(self, batch: int) -> LSTMState:
+        """Zeros."""
+        zeros = self.recurrent_weight.new_zeros(batch, self.sizes[1])
+        return LSTMState(zeros, zeros)
+
+    def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T gates"]:
+        """W x + b + b_r."""
+        return F.linear(x, self.input_weight, self.input_bias + self.recurrent_bias)
+
+    def step(
+        self, u: Float[Tensor, "B gates"], state: LSTMState
+    ) -> tuple[Float[Tensor, "B E"], LSTMState]:
+        """One token."""
+        gates = torch.addmm(u, state.hidden, self.recurrent_weight.mT)
+        i, f, g, o = gates.chunk(4, -1)
+        cell = f.sigmoid() * state.cell + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cell.tanh()
+        return hidden, LSTMState(hidden, cell)
+
+
+class SLSTMState(NamedTuple):
+    """State of `SLSTM`."""
+
+    hidden: Float[Tensor, "B H K"]
+    cell: Float[Tensor, "B H K"]
+    normalizer: Float[Tensor, "B H K"]
+    log_scale: Float[Tensor, "B H K"]
+
+
+class SLSTM(NamedTuple):
+    """LSTM with exponential gates, a normaliser and a head-wise recurrence.
+
+        i~, f~, z~, o~ = x_t + R h_{t-1}        x: [B, T, 4 H K], the gates' own parts of the input
+        m_t = max(i~, logsigmoid(f~) + m_{t-1})
+        i = exp(i~ - m_t);  f = exp(logsigmoid(f~) + m_{t-1} - m_t)
+        c_t = f * c_{t-1} + i * tanh(z~);  n_t = f * n_{t-1} + i
+        h_t = sigmoid(o~) * c_t / n_t;  y = h
+
+    x is what a block computes from its input (W x + b, in xLSTM head by head and partly behind a
+    convolution). The published first step is m_1 = i~, taken where n is zero in the whole batch.
+    Here the fresh state has c = n = 0 and m = -1e30: then max gives m_1 = i~ and f = 0 exactly, for
+    any i~ above -1e29, row by row, without a branch and without the NaN of -inf - (-inf). From
+    the first token on n is at least 1: of i and f, the one that m was taken from is 1.
+    """
+
+    recurrent_weight: Float[Tensor, "H K 4 K"]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Features of x, and of y."""
+        heads, size = self.recurrent_weight.shape[:2]
+        return 4 * heads * size, heads * size
+
+    def init(self, batch: int) -> SLSTMState:
+        """No memory: zeros, and a scale of nothing."""
+        zeros = self.recurrent_weight.new_zeros(batch, *self.recurrent_weight.shape[:2])
+        return SLSTMState(zeros, zeros, zeros, torch.full_like(zeros, EMPTY))
+
+    def project(self, x: Float[Tensor, "B T gates"]) -> Float[Tensor, "B T H gates"]:
+        """The same numbers, all gates of a head together."""
+        return x.unflatten(-1, (4, *self.recurrent_weight.shape[:2])).transpose(2, 3).flatten(3)
+
+    def step(
+        self, u: Float[Tensor, "B H gates"], state: SLSTMState
+    ) -> tuple[Float[Tensor, "B E"], SLSTMState]:
+        """One token."""
+        past = torch.bmm(state.hidden.transpose(0, 1), self.recurrent_weight.flatten(2))
+        i, f, z, o = (u + past.transpose(0, 1)).chunk(4, -1)
+        kept = F.logsigmoid(f) + state.log_scale
+        log_scale = torch.maximum(i, kept)
+        i, f = (i - log_scale).exp(), (kept - log_scale).exp()
+        cell = f * state.cell + i * z.tanh()
+        normalizer = f * state.normalizer + i
+        hidden = o.sigmoid() * (cell / normalizer)
+        return hidden.flatten(1), SLSTMState(hidden, cell, normalizer, log_scale)
+
+
+def recurrent(
+    cell: Cell,
+    x: Float[Tensor, "B T D"],
+    *,
+    state: Any,
+    resets: Bool[Tensor, "B T"] | None,
+) -> tuple[Float[Tensor, "B T E"], Any]:
+    """The definition, one step at a time; only the products with x are taken for all at once."""
+    ys: list[Tensor] = []
+    fresh, marks = cell.init(x.shape[0]), as_resets(resets, x).unbind(1)
+    for u_t, reset in zip(cell.project(x).unbind(1), marks, strict=True):
+        if resets is not None:
+            state = type(state)(*map(_where(reset), fresh, state))
+        y, state = cell.step(u_t, state)
+        ys.append(y)
+    return torch.stack(ys, 1), state
+
+
+def _where(reset: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda new, old: torch.where(reset.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+
+FORMS: Mapping[str, Callable[..., tuple[Tensor, Any]]] = MappingProxyType({"recurrent": recurrent})
+
+
+def cell_scan(
+    cell: Any,
+    x: Float[Tensor, "B T D"],
+    *,
+    state: Any = None,
+    resets: Bool[Tensor, "B T"] | None = None,
+    form: str = "auto",
+) -> tuple[Float[Tensor, "B T E"], Any]:
+    """Run a cell over x; the state is the cell's own NamedTuple.
+
+    It computes in the widest dtype of x, weights and state, float32 at least. The state stays in
+    that dtype, y has x's. `form="auto"` never changes the result.
+    """
+    run = lookup(FORMS, "recurrent" if form == "auto" else form, kind="form of cell_scan")
+    inputs, outputs = cell.sizes
+    if x.ndim != 3 or x.shape[2] != inputs:
+        raise ValueError(f"cell_scan: want x [B T D] with D = {inputs}, got {tuple(x.shape)}")
+    resets = None if resets is None else as_resets(resets, x)
+    given = (x, *cell, *(() if state is None else state))
+    dtype = reduce(torch.promote_types, (t.dtype for t in given), torch.float32)
+    cell = type(cell)(*(weight.to(dtype) for weight in cell))
+    fresh = cell.init(x.shape[0])
+    state = fresh if state is None else type(fresh)(*(t.to(dtype) for t in state))
+    for name, want, got in zip(fresh._fields, fresh, state, strict=True):
+        if got.shape != want.shape:
+            raise ValueError(f"state.{name}: want {tuple(want.shape)}, got {tuple(got.shape)}")
+    if x.shape[1] == 0:
+        return x.new_zeros(x.shape[0], 0, outputs), state
+    y, state = run(cell, x.to(dtype), state=state, resets=resets)
+    return y.to(x.dtype), state

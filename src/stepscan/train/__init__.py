@@ -1,0 +1,1 @@
+"""Training: objectives, one readable loop, budgets, schedules, checkpoints, logs."""

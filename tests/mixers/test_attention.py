@@ -1,0 +1,105 @@
+import itertools
+import math
+
+import pytest
+import torch
+from laws import assert_near, causal_law, live_law, reset_law, rows_law, split_law
+
+from stepscan import state as states
+from stepscan.mixers import MIXERS
+
+OPTIONS = (
+    {"key_value_heads": 2},
+    {"window": 5},
+    {"rotary": False},
+    {"key_value_heads": 1, "window": 4, "qk_norm": True, "rotary_base": 500.0},
+)
+every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
+WIDTH, T = 16, 20
+
+
+@every_option
+def test_laws_hold_for_every_option(options):
+    mixer = MIXERS["attention"](**options).build(WIDTH).double()
+    x, resets = torch.randn(3, T, WIDTH).double(), torch.rand(3, T) < 0.15
+    early = torch.zeros(3, T, dtype=torch.bool)
+    early[0, 15] = True  # so the rows stand at different positions
+    step = lambda xs, state, resets: mixer(xs[0], state, resets)  # noqa: E731
+    state, params = states.detach(mixer(x, None, early)[1]), list(mixer.parameters())
+    for cuts in ([0, 7], [3, 3, 9, T], list(range(1, T))):
+        split_law(step, (x,), state, cuts, params=params)
+        split_law(step, (x,), state, cuts, resets=resets, params=params)
+    reset_law(step, (x,), state, resets, params=params)
+    rows_law(step, (x,), state, resets=resets, params=params)
+    causal_law(step, (x,), 9)
+    live_law(MIXERS["attention"](**options).build(WIDTH), x.float())
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
+def test_equals_attention_written_out(options):
+    """Plain loops over b, t, h, j with rotations as complex numbers; a reset is a new sequence."""
+    config = MIXERS["attention"](**options)
+    mixer, x = config.build(WIDTH).double(), torch.randn(2, 9, WIDTH).double()
+    resets = torch.zeros(2, 9, dtype=torch.bool)
+    resets[1, 4] = True
+    y, _ = mixer(x, None, resets)
+    K, H, G = 4, 4, config.key_value_heads or 4
+
+    def head(x_t, at, position):
+        part = mixer.qkv.weight[at * K : (at + 1) * K] @ x_t
+        if config.qk_norm:
+            part = part / (part.square().mean() + torch.finfo(part.dtype).eps).sqrt()
+        if not config.rotary:
+            return part
+        turns = [complex(0, position * config.rotary_base ** (-2 * i / K)) for i in range(K // 2)]
+        pairs = (
+            torch.complex(part[: K // 2], part[K // 2 :])
+            * torch.tensor(turns, dtype=torch.complex128).exp()
+        )
+        return torch.cat([pairs.real, pairs.imag])
+
+    for b, t in itertools.product(range(2), range(9)):
+        start = 4 if b == 1 and t >= 4 else 0
+        past = range(max(start, t - (config.window or 9) + 1), t + 1)
+        heads = []
+        for h in range(H):
+            g = h * G // H
+            q = head(x[b, t], h, t - start)
+            keys = [head(x[b, j], H + g, j - start) for j in past]
+            weights = torch.stack([q @ k / math.sqrt(K) for k in keys]).softmax(0)
+            rows = slice((H + G + g) * K, (H + G + g + 1) * K)
+            values = torch.stack([mixer.qkv.weight[rows] @ x[b, j] for j in past])
+            heads.append(weights @ values)
+        assert_near(y[b, t], mixer.out.weight @ torch.cat(heads), what=f"y[{b}, {t}]")
+
+
+def test_initial_values_are_xavier_uniform_for_each_map():
+    mixer = MIXERS["attention"](key_value_heads=1).build(64)
+    q, k, v = mixer.qkv.weight.split((64, 16, 16))
+    for weight in (q, k, v, mixer.out.weight):
+        bound = math.sqrt(6 / sum(weight.shape))
+        assert 0.97 * bound < weight.abs().max() <= bound
+
+
+def test_a_window_bounds_the_state():
+    mixer, state = MIXERS["attention"](window=4).build(WIDTH), None
+    for _ in range(6):
+        _, state = mixer(torch.randn(2, 3, WIDTH), state)
+    assert state.keys.shape[1] == 3
+    assert state.length.tolist() == [18, 18]
+    assert state.keys.untyped_storage().nbytes() == state.keys.nbytes
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": 3}, "heads=3 must divide width=16"),
+        ({"key_value_heads": 3}, "key_value_heads=3 must divide heads=4"),
+        ({"heads": 16}, "rotary wants an even head size, width / heads is 1"),
+        ({"window": 1}, "want window at least 2 or None, got 1"),
+    ],
+)
+def test_errors_say_what_to_fix(options, message):
+    with pytest.raises(ValueError, match=message):
+        MIXERS["attention"](**options).build(WIDTH)
