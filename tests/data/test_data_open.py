@@ -5,7 +5,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stepscan.data import KINDS, DataError, DataOptions, open_dataset, read_schema, read_table
+from stepscan.data import (
+    KINDS,
+    DataError,
+    DataOptions,
+    Table,
+    open_dataset,
+    read_schema,
+    read_table,
+)
+from stepscan.data.tables import times
 
 DAYS = pd.date_range("2024-01-01", periods=120, freq="D").strftime("%Y-%m-%d")
 Y = np.sin(np.arange(120)) + np.arange(120) % 7
@@ -127,13 +136,17 @@ def test_named_columns_win(tmp_path):
     ],
 )
 def test_times_in_many_notations(tmp_path, stamps, first, second):
-    from stepscan.data.tables import times  # noqa: PLC0415
-
     table = read_table(write(tmp_path / "t.csv", rows(["when", "x"], stamps, [1, 2])))
     found = times(table, "when")
     assert found.calendar
     wanted = np.array([first, second], "datetime64[ns]").astype(np.int64)
     assert found.values.tolist() == wanted.tolist()
+
+
+def test_a_missing_time_is_an_error_with_its_row():
+    when = pd.Series(["2024-01-01", None, "2024-01-03"])
+    with pytest.raises(DataError, match=r't: row 2, column "when": .* is not a time'):
+        times(Table(pd.DataFrame({"when": when, "x": 1}), "t"), "when")
 
 
 def test_ambiguous_dates_are_said(tmp_path):

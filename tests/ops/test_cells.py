@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from laws import assert_near, causal_law, reset_law, rows_law, split_law
+from laws import assert_near, causal_law, forms_law, reset_law, rows_law, split_law
 from torch import nn
 
 from stepscan.ops.cells import FORMS, GRU, LSTM, SLSTM, Elman, cell_scan
@@ -9,7 +9,9 @@ from stepscan.ops.cells import FORMS, GRU, LSTM, SLSTM, Elman, cell_scan
 B, D, E, HEADS = 3, 5, 6, 2
 TORCH = {"elman": (Elman, nn.RNN), "gru": (GRU, nn.GRU), "lstm": (LSTM, nn.LSTM)}
 every_cell = pytest.mark.parametrize("name", [*TORCH, "slstm"])
-every_form = pytest.mark.parametrize("form", FORMS)
+every_case = pytest.mark.parametrize(
+    ("name", "form"), [*((name, form) for name in TORCH for form in FORMS), ("slstm", "recurrent")]
+)
 
 
 def make(name, T=40, dtype=torch.float64, scale=1.0):
@@ -29,8 +31,7 @@ def step(cell, form="auto"):
     return lambda xs, state, resets: cell_scan(cell, *xs, state=state, resets=resets, form=form)
 
 
-@every_form
-@every_cell
+@every_case
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_every_law_of_an_op(name, form, dtype):
     cell, x, state, resets = make(name, dtype=dtype)
@@ -43,8 +44,7 @@ def test_every_law_of_an_op(name, form, dtype):
     causal_law(run, (x,), 20)
 
 
-@every_form
-@every_cell
+@every_case
 def test_gradcheck(name, form):
     cell, x, state, _ = make(name, T=6)
     resets = torch.zeros(1, 6, dtype=torch.bool)
@@ -57,6 +57,14 @@ def test_gradcheck(name, form):
         return (y, *s)
 
     assert torch.autograd.gradcheck(run, leaf, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_forms_law(name, dtype):
+    cell, x, state, resets = make(name, dtype=dtype)
+    for marks in (resets, torch.zeros_like(resets), None):
+        forms_law(step(cell, "fused"), step(cell, "recurrent"), (x,), state, resets=marks)
 
 
 @pytest.mark.parametrize("name", TORCH)

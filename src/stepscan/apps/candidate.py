@@ -1,7 +1,8 @@
 """A model in training on a data set: it is looked at now and then, and its best weights are kept."""
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from stepscan.apps.domain import Domain, Scores
 from stepscan.models import ModelConfig, SequenceModel
 from stepscan.train.config import TrainConfig
-from stepscan.train.loop import Trainer
+from stepscan.train.loop import DivergedError, Trainer
 
 LOOK = 20_000  # steps of the validation part that a look reads
 
@@ -42,8 +43,8 @@ class Candidate:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(train.seed)
             self.model = SequenceModel(config)
-        self.curve: list[dict[str, float]] = []
-        """Seconds, tokens and score of every look."""
+        self.curve: list[dict[str, float | None]] = []
+        """Seconds, tokens and score of every look; None where the score was not finite."""
         self.best: Scores | None = None
         self._weights: dict[str, torch.Tensor] | None = None
         self._on_better = on_better
@@ -60,12 +61,11 @@ class Candidate:
         """Score the weights as they are on a bounded piece of the validation part."""
         scores = self.domain.score(self.model, "valid", LOOK)
         score = scores[self.metric.name]
-        self.curve.append(
-            {"seconds": self.trainer.seconds, "tokens": self.trainer.tokens, "score": score}
-        )
-        if self.best is None or self.metric.wins(score, self.best[self.metric.name]):
-            self.best = scores
-            self._weights = copy.deepcopy(self.model.state_dict())
+        finite = all(map(math.isfinite, scores.values()))
+        trainer = self.trainer
+        self._seen(trainer.seconds, trainer.tokens, score if finite else None)
+        if finite and (self.best is None or self.metric.wins(score, self.best[self.metric.name])):
+            self.remember(self.model, scores)
             if self._on_better is not None:
                 self._on_better(self.model, scores)
         return scores
@@ -75,11 +75,30 @@ class Candidate:
         self.best = scores
         self._weights = copy.deepcopy(model.state_dict())
 
+    def recall(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take the curve of a run that goes on from its metrics."""
+        for record in records:
+            if record["event"] == "evaluation":
+                score = record["scores"][self.metric.name]
+                self._seen(record["seconds"], record["tokens"], score)
+
     def finish(self) -> SequenceModel:
-        """The model with the best weights seen; the trainer is closed."""
-        if not self.curve or self.curve[-1]["tokens"] < self.trainer.tokens:
+        """The model with the best weights seen; the trainer is closed.
+
+        Raises:
+            DivergedError: no look gave finite scores.
+        """
+        seen = bool(self.curve) and self.curve[-1]["tokens"] == self.trainer.tokens
+        if not seen or self._weights is None:
             self.look()
         self.trainer.close()
-        assert self._weights is not None
+        if self._weights is None:
+            raise DivergedError(
+                f"{self.metric.name} was never finite on the validation part; try a lower "
+                f"learning rate than {self.trainer.config.learning_rate:g}"
+            )
         self.model.load_state_dict(self._weights)
         return self.model.eval()
+
+    def _seen(self, seconds: float, tokens: int, score: float | None) -> None:
+        self.curve.append({"seconds": seconds, "tokens": tokens, "score": score})

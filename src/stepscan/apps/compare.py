@@ -1,5 +1,6 @@
 """Candidates in equal time on this machine: trained in turns, over several seeds, beside baselines."""
 
+import dataclasses
 import math
 import os
 import time
@@ -7,13 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from stepscan.analyze.intervals import mean_interval, paired_difference
 from stepscan.apps import measure, report, runs
 from stepscan.apps.candidate import Candidate
 from stepscan.apps.domain import Domain, Metric, Recipe, Scores, with_options
 from stepscan.apps.kinds import domain_of
 from stepscan.apps.model import Model
-from stepscan.apps.progress import Voice
+from stepscan.apps.progress import Voice, clock
 from stepscan.data.base import DataOptions
 from stepscan.data.open import open_dataset
 from stepscan.models import SequenceModel
@@ -81,14 +84,22 @@ def compare(
     """
     voice = voice or Voice(quiet=quiet)
     sources = [data] if isinstance(data, str | os.PathLike) else list(data)
+    if not sources or not candidates or seeds < 1:
+        raise ValueError(
+            f"compare: want data, candidates and seeds >= 1, got {len(sources)} data sets, "
+            f"{len(candidates)} candidates, {seeds} seeds"
+        )
     domains = [domain_of(open_dataset(source, options)) for source in sources]
-    for domain in domains:  # nothing is trained, nothing written, before all of it can be built
+    recipes = [with_options(domain.recipe, **choices) for domain in domains]
+    for domain, recipe in zip(domains, recipes, strict=True):
+        _plan(recipe, minutes, seed=0)  # nothing is written before it is known that all can be run
         for name in candidates:
-            SequenceModel(domain.candidate(name, width))
+            with torch.device("meta"):
+                SequenceModel(domain.candidate(name, width))
     title = "compare " + " ".join(domain.dataset.name for domain in domains)
     folder = runs.new_folder(title, out)
     sections = []
-    for domain in domains:
+    for source, domain, recipe in zip(sources, domains, recipes, strict=True):
         voice.say(*domain.dataset.lines())
         voice.say(report.opening({"budget": {"minutes": minutes, "seeds": list(range(seeds))}}))
         with voice.moving():
@@ -98,13 +109,19 @@ def compare(
                 minutes=minutes,
                 seeds=seeds,
                 width=width,
-                recipe=with_options(domain.recipe, **choices),
+                recipe=recipe,
                 show=voice.show,
             )
         sections.append(found)
         for name, model in models.items():
-            about = {"data": domain.dataset.name, "metric": found["metric"], "candidate": name}
-            where = folder / "models" / domain.dataset.name / runs.word(name)
+            about = {
+                "data": domain.dataset.name,
+                "metric": found["metric"],
+                "candidate": name,
+                "source": runs.source(source),
+                "options": None if options is None else dataclasses.asdict(options),
+            }
+            where = folder / "models" / runs.word(domain.dataset.name) / runs.word(name)
             Model(model, domain.dataset.schema, about).save(where)
         results = runs.results(f"stepscan {title}", sections, runs.command_line())
         runs.write_json(
@@ -140,8 +157,6 @@ def section(
     Returns:
         A section of results.json (docs/results.md), and the best model of each candidate.
     """
-    if not candidates or seeds < 1:
-        raise ValueError(f"compare: want candidates and seeds >= 1, got {candidates}, {seeds}")
     recipe = recipe or domain.recipe
     entrants = [Entrant(name, domain.candidate(name, width)) for name in dict.fromkeys(candidates)]
     _train(domain, entrants, recipe, minutes=minutes, seeds=seeds, show=show)
@@ -177,7 +192,9 @@ def verdict(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> str:
         return "Every candidate diverged: lower the learning rate."
     (lead, best), *others = trained
     unit = f" {metric.unit}" if metric.unit else ""
-    text = f"{lead['name']} is best with {best:.3g}{unit} {metric.name}"
+    alone = sum(not row["baseline"] for row in rows) == 1
+    said = "reaches" if alone else "is best with"
+    text = f"{lead['name']} {said} {best:.3g}{unit} {metric.name}"
     if others:
         second, other = others[0]
         pairs = [
@@ -197,8 +214,19 @@ def verdict(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> str:
         baseline, score = simple[0]
         verb = "beats" if metric.wins(best, score) else "does not beat"
         text += f". It {verb} {baseline['name']} ({score:.3g}), the best of the simple methods"
-    slow = _slowdown(rows)
-    return text + (f". {slow}." if slow else ".")
+    return ". ".join(filter(None, [text, *_failures(metric, rows), _slowdown(rows)])) + "."
+
+
+def _plan(recipe: Recipe, minutes: float, *, seed: int) -> TrainConfig:
+    return TrainConfig(
+        minutes=minutes,
+        rows=recipe.rows,
+        length=recipe.length,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        seed=seed,
+        evaluations=LOOKS,
+    )
 
 
 def _train(
@@ -213,16 +241,8 @@ def _train(
     """Seed by seed, all entrants in turns, so that the noise of the machine hits all alike."""
     begin = time.monotonic()
     for seed in range(seeds):
-        train = TrainConfig(
-            minutes=minutes,
-            rows=recipe.rows,
-            length=recipe.length,
-            learning_rate=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            seed=seed,
-            evaluations=LOOKS,
-        )
-        running = []
+        train = _plan(recipe, minutes, seed=seed)
+        running: list[tuple[Entrant, Candidate]] = []
         for entrant in entrants:
             run = Candidate(domain, entrant.config, train)
             entrant.runs.append(run)
@@ -232,7 +252,7 @@ def _train(
                 used = [r.trainer.progress if r else 1.0 for e in entrants for r in e.runs]
                 part = sum(used) / (seeds * len(entrants))
                 taken = time.monotonic() - begin
-                left = f"left {_clock(taken * (1 - part) / part)}" if part > 0.02 else ""
+                left = f"left {clock(taken * (1 - part) / part)}" if part > 0.02 else ""
                 show(part, f"seed {seed}  {entrant.name}  {left}")
                 try:
                     run.trainer.advance(seconds=60 * minutes / SLICES)
@@ -243,8 +263,16 @@ def _train(
                 if run.trainer.done:
                     running.remove((entrant, run))
         for entrant in entrants:
-            done = entrant.runs[seed]
-            entrant.models.append(None if done is None else done.finish())
+            entrant.models.append(_finished(entrant.runs[seed]))
+            if entrant.models[seed] is None:
+                entrant.runs[seed] = None
+
+
+def _finished(run: Candidate | None) -> SequenceModel | None:
+    try:
+        return None if run is None else run.finish()
+    except DivergedError:
+        return None
 
 
 def _judge(domain: Domain, entrant: Entrant) -> dict[str, Any]:
@@ -303,6 +331,17 @@ def _ranked(
     return sorted(scored, key=lambda pair: pair[1], reverse=metric.better == "higher")
 
 
+def _failures(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The candidates that gave no score with some seed."""
+    found = []
+    for row in rows:
+        values = row["scores"].get(metric.name, [])
+        failed = sum(value is None for value in values)
+        if failed and not row["baseline"]:
+            found.append(f"{row['name']} failed with {failed} of {len(values)} seeds")
+    return found
+
+
 def _slowdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The candidate whose decoding suffers most from a long past, if any does."""
     falls = []
@@ -314,7 +353,3 @@ def _slowdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"{name} decodes {fall:.1f}x slower after 65,536 steps than after 1,024" if fall > 2 else ""
     )
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

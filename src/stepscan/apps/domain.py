@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -88,8 +89,8 @@ class Domain(abc.ABC):
         options = {"dropout": self.recipe.dropout} | options
         return ModelConfig(
             head=self.head,
-            layers=layers or self.recipe.layers,
-            width=width or self.recipe.width,
+            layers=self.recipe.layers if layers is None else layers,
+            width=self.recipe.width if width is None else width,
             tokens=tokens,
             reals=reals,
             **options,
@@ -97,10 +98,12 @@ class Domain(abc.ABC):
 
     def candidate(self, mixer: str, width: int | None = None) -> ModelConfig:
         """The config that `compare` gives to a mixer, or to a layer pattern."""
-        pattern = (
-            mixer if any(mark in mixer for mark in "(* ") else f"({mixer})*{self.recipe.depth}"
-        )
-        return self.config(pattern, width)
+        return self.config(self.pattern(mixer), width)
+
+    def pattern(self, layers: str) -> str:
+        """A mixer alone is repeated as often as the recipe says; a pattern is taken as it is."""
+        alone = re.fullmatch(r"\w+(\[[^\]]*\])?", layers.strip())
+        return f"({layers})*{self.recipe.depth}" if alone else layers
 
     def part(self, name: str, most: int | None = None) -> Packed:
         """A part of the data, or the beginnings of its sequences, `most` steps in all."""

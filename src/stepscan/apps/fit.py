@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Annotated, Any
+
+import torch
+import tyro
 
 from stepscan import state as states
 from stepscan.apps import measure, report, runs
 from stepscan.apps.candidate import Candidate
 from stepscan.apps.compare import baseline_row, verdict
-from stepscan.apps.domain import Domain, Metric, Scores
+from stepscan.apps.domain import Domain, Metric, Scores, with_options
 from stepscan.apps.kinds import domain_of
 from stepscan.apps.model import Model
 from stepscan.apps.progress import Voice, clock, size
@@ -21,7 +24,9 @@ from stepscan.data.base import DataOptions
 from stepscan.data.open import open_dataset
 from stepscan.kernels import kernels
 from stepscan.models import ModelConfig, SequenceModel
+from stepscan.models.folder import recover
 from stepscan.train.config import TrainConfig
+from stepscan.train.log import METRICS, read
 
 PLAN = "run.json"
 
@@ -36,7 +41,7 @@ class FitOptions:
     """Budget in tokens (steps of sequence) read."""
     steps: int | None = None
     """Budget in optimizer steps."""
-    layers: str | None = None
+    layers: Annotated[str | None, tyro.conf.arg(aliases=("--mixer",))] = None
     """Layer pattern, such as "(gated_delta_net*3 attention)*2", or the name of a mixer."""
     width: int | None = None
     """Model width."""
@@ -97,9 +102,11 @@ def fit(
     domain = domain_of(dataset)
     config = _model_config(domain, asked)
     train = _train_config(domain, asked)
+    with torch.device("meta"):  # nothing is written before it is known that this can be built
+        SequenceModel(config)
     folder = runs.new_folder(dataset.name.rsplit(".", 1)[0], out)
     plan = {
-        "source": os.fspath(data),
+        "source": runs.source(data),
         "options": None if options is None else dataclasses.asdict(options),
         "model": config.to_dict(),
         "train": dataclasses.asdict(train),
@@ -116,12 +123,13 @@ def resume(
     voice = voice or Voice(quiet=quiet)
     plan = runs.read_json(Path(folder) / PLAN)
     try:
-        options = plan["options"] and DataOptions(**_tuples(plan["options"]))
-        dataset = open_dataset(plan["source"], options or None)
+        options = plan["options"] and DataOptions(**runs.tuples(plan["options"]))
+        source = plan["source"]
         config = ModelConfig.from_dict(plan["model"])
-        train = TrainConfig(**_tuples(plan["train"]))
-    except (KeyError, TypeError) as error:
+        train = TrainConfig(**runs.tuples(plan["train"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{Path(folder) / PLAN}: not of this version ({error})") from None
+    dataset = open_dataset(source, options or None)
     voice.say(*dataset.lines())
     return _run(domain_of(dataset), config, train, Path(folder), voice, resume=True)
 
@@ -155,22 +163,32 @@ def _run(
 
     candidate = Candidate(domain, config, train, directory=folder, on_better=keep, log=show)
     trainer = candidate.trainer
-    if resume:
-        best = folder / "model"
-        if best.is_dir():
-            saved = Model.load(best)
-            candidate.remember(saved.network, saved.about["valid"])
-        if not trainer.resume():
-            voice.say("no checkpoint yet: from the start")
-    _introduce(candidate.model, config, voice)
-
-    with voice.moving():
-        signal = trainer.run()
-    if signal is not None:
-        trainer.close()
-        raise StoppedError(folder, signal)
-    model = candidate.finish()
+    with trainer:
+        if resume:
+            _restore(candidate, folder, voice)
+        _introduce(candidate.model, config, voice)
+        with voice.moving():
+            signal = trainer.run()
+        if signal is not None:
+            raise StoppedError(folder, signal)
+        model = candidate.finish()
     return _conclude(domain, candidate, model, folder, voice, about)
+
+
+def _restore(candidate: Candidate, folder: Path, voice: Voice) -> None:
+    """The newest checkpoint, the best model so far and the curve up to there."""
+    if not candidate.trainer.resume():
+        voice.say("no checkpoint yet: from the start")
+        return
+    best = recover(folder / "model")
+    if best.is_dir():
+        saved = Model.load(best)
+        scores = saved.about.get("valid")
+        if isinstance(scores, dict) and candidate.metric.name in scores:
+            candidate.remember(saved.network, scores)
+    if (folder / METRICS).exists():
+        now = candidate.trainer.step
+        candidate.recall(r for r in read(folder / METRICS) if r["step"] <= now)
 
 
 def _conclude(
@@ -263,25 +281,21 @@ def _standing(metric: Metric, scores: Scores, simple: list[tuple[str, Scores]]) 
 
 def _model_config(domain: Domain, asked: FitOptions) -> ModelConfig:
     extra = {} if asked.dropout is None else {"dropout": asked.dropout}
-    if asked.layers and not any(mark in asked.layers for mark in "(* ["):
-        return domain.config(f"({asked.layers})*{domain.recipe.depth}", asked.width, **extra)
-    return domain.config(asked.layers, asked.width, **extra)
+    layers = None if asked.layers is None else domain.pattern(asked.layers)
+    return domain.config(layers, asked.width, **extra)
 
 
 def _train_config(domain: Domain, asked: FitOptions) -> TrainConfig:
     budget = {k: v for k in ("minutes", "tokens", "steps") if (v := getattr(asked, k)) is not None}
-    recipe = domain.recipe
+    names = ("rows", "length", "learning_rate")
+    recipe = with_options(domain.recipe, **{name: getattr(asked, name) for name in names})
     return TrainConfig(
         **(budget or {"minutes": 3.0}),  # type: ignore[arg-type]
-        rows=asked.rows or recipe.rows,
-        length=asked.length or recipe.length,
-        learning_rate=asked.learning_rate or recipe.learning_rate,
+        rows=recipe.rows,
+        length=recipe.length,
+        learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         carry=asked.carry,
         precision="bfloat16" if asked.bf16 else "float32",
         seed=asked.seed,
     )
-
-
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}

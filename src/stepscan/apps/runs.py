@@ -1,6 +1,7 @@
 """Run folders: a fresh one per run, small files whole or not there, what is needed to redo it."""
 
 import json
+import os
 import platform
 import re
 import sys
@@ -44,9 +45,24 @@ def word(name: str) -> str:
 def write_json(path: Path, data: Any) -> Path:
     """Write JSON under another name and rename it."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return path
+
+
+def source(data: str | os.PathLike[str]) -> str:
+    """What to open the data by, also from another working directory."""
+    path = Path(data)
+    return str(path.absolute()) if path.exists() else os.fspath(data)
+
+
+def tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where a frozen dataclass has tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 
 def machine() -> dict[str, str]:

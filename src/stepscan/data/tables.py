@@ -217,7 +217,7 @@ def _dates(text: "pd.Series") -> tuple["pd.Series", tuple[str, ...]]:
 
     import pandas as pd  # noqa: PLC0415
 
-    places, different = pd.factorize(text)
+    places, different = pd.factorize(text, use_na_sentinel=False)
     unique = pd.Series(different)
     best: pd.Series | None = None
     ways: tuple[dict[str, Any], ...] = (

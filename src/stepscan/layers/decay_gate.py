@@ -6,12 +6,12 @@ Initial values as published with Gated DeltaNet (arXiv:2412.06464): rates unifor
 softplus(step_bias) log-uniform in (1e-3, 1e-1), as in Mamba (arXiv:2312.00752).
 """
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from stepscan.layers.step_size import fill_step_bias
 
 
 class DecayGate(nn.Module):
@@ -28,8 +28,7 @@ class DecayGate(nn.Module):
         """Fresh initial values of the rates and the steps."""
         with torch.no_grad():
             self.log_rate.uniform_(0, 16).clamp_(min=1e-4).log_()
-            step = self.step_bias.uniform_(math.log(1e-3), math.log(1e-1)).exp()
-            self.step_bias.copy_(step + (-torch.expm1(-step)).log())  # softplus turned round
+        fill_step_bias(self.step_bias)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
         """The log decays, float32 or wider."""

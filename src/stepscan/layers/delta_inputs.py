@@ -67,16 +67,16 @@ class DeltaInputs(nn.Module):
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> Float[Tensor, "B W-1 E"]:
+    ) -> Float[Tensor, "B window E"]:
         """The convolution's: no inputs yet."""
         return self.conv.init_state(batch, device=device, dtype=dtype)
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        state: Float[Tensor, "B W-1 E"] | None = None,
+        state: Float[Tensor, "B window E"] | None = None,
         resets: Bool[Tensor, "B T"] | None = None,
-    ) -> tuple[Inputs, Float[Tensor, "B W-1 E"]]:
+    ) -> tuple[Inputs, Float[Tensor, "B window E"]]:
         """Project, convolve, normalise."""
         qkv, state = self.conv(self.qkv(x), state, resets)
         q, k, v = qkv.split(self.sizes, -1)

@@ -51,7 +51,7 @@ class DeltaNetState(NamedTuple):
     """What `DeltaNet` carries from one stretch to the next."""
 
     memory: Float[Tensor, "B H K V"]
-    window: Float[Tensor, "B W-1 E"]
+    window: Float[Tensor, "B window E"]
 
 
 class DeltaNet(Mixer[DeltaNetState]):

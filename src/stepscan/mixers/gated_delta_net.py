@@ -59,7 +59,7 @@ class GatedDeltaNetState(NamedTuple):
     """What `GatedDeltaNet` carries from one stretch to the next."""
 
     memory: Float[Tensor, "B H K V"]
-    window: Float[Tensor, "B W-1 E"]
+    window: Float[Tensor, "B window E"]
 
 
 class GatedDeltaNet(Mixer[GatedDeltaNetState]):

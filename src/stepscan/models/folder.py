@@ -5,6 +5,7 @@ input: the config is data, its sizes are checked against the header of the weigh
 is allocated, the weights against their digest, and nothing is ever executed.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -67,12 +68,35 @@ def save_folder(
         trash = folder.with_name(f".trash-{folder.name}-{uuid.uuid4().hex[:8]}")
         if folder.exists():
             folder.rename(trash)
-        stage.rename(folder)
+        try:
+            stage.rename(folder)
+        except OSError:
+            if trash.exists():
+                trash.rename(folder)
+            raise
         _sync(folder.parent)
         shutil.rmtree(trash, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # how safetensors reports a failed write
+            raise OSError(
+                errno.EIO, f"could not be written ({error})", str(folder / WEIGHTS)
+            ) from error
         raise
+    return folder
+
+
+def recover(folder: Path) -> Path:
+    """Clear away what a killed `save_folder` left. Only for the one who alone writes there.
+
+    If it died between its two renames, the older model comes back.
+    """
+    for trash in sorted(folder.parent.glob(f".trash-{folder.name}-*")):
+        if not folder.exists():
+            trash.rename(folder)
+    for left in (".trash", ".stage"):
+        for path in folder.parent.glob(f"{left}-{folder.name}-*"):
+            shutil.rmtree(path, ignore_errors=True)
     return folder
 
 

@@ -10,6 +10,7 @@ Sources: Elman (1990); LSTM, Hochreiter and Schmidhuber (1997), with the forget 
 
 from collections.abc import Callable, Mapping
 from functools import reduce
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -21,6 +22,8 @@ from torch.nn import functional as F
 from stepscan.names import lookup
 from stepscan.ops.arguments import as_resets
 
+LONG = 8
+"""Steps between resets from which torch's own loops are the faster ones."""
 EMPTY = -1e30
 """sLSTM's logarithm of nothing: finite, so that no difference of two of them is NaN."""
 
@@ -74,6 +77,13 @@ class Elman(NamedTuple):
         """W x + b + b_r."""
         return F.linear(x, self.input_weight, self.input_bias + self.recurrent_bias)
 
+    def fused(
+        self, x: Float[Tensor, "B T D"], state: HiddenState
+    ) -> tuple[Float[Tensor, "B T E"], HiddenState]:
+        """A stretch without resets, by torch's own loop."""
+        y, hidden = torch.rnn_tanh(x, state.hidden[None], self, True, 1, 0.0, False, False, True)
+        return y, HiddenState(hidden[0])
+
     def step(
         self, u: Float[Tensor, "B E"], state: HiddenState
     ) -> tuple[Float[Tensor, "B E"], HiddenState]:
@@ -109,6 +119,13 @@ class GRU(NamedTuple):
     def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T gates"]:
         """W x + b."""
         return F.linear(x, self.input_weight, self.input_bias)
+
+    def fused(
+        self, x: Float[Tensor, "B T D"], state: HiddenState
+    ) -> tuple[Float[Tensor, "B T E"], HiddenState]:
+        """A stretch without resets, by torch's own loop."""
+        y, hidden = torch.gru(x, state.hidden[None], self, True, 1, 0.0, False, False, True)
+        return y, HiddenState(hidden[0])
 
     def step(
         self, u: Float[Tensor, "B gates"], state: HiddenState
@@ -156,6 +173,14 @@ class LSTM(NamedTuple):
     def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T gates"]:
         """W x + b + b_r."""
         return F.linear(x, self.input_weight, self.input_bias + self.recurrent_bias)
+
+    def fused(
+        self, x: Float[Tensor, "B T D"], state: LSTMState
+    ) -> tuple[Float[Tensor, "B T E"], LSTMState]:
+        """A stretch without resets, by torch's own loop."""
+        before = state.hidden[None], state.cell[None]
+        y, hidden, cell = torch.lstm(x, before, self, True, 1, 0.0, False, False, True)
+        return y, LSTMState(hidden[0], cell[0])
 
     def step(
         self, u: Float[Tensor, "B gates"], state: LSTMState
@@ -206,12 +231,12 @@ class SLSTM(NamedTuple):
         zeros = self.recurrent_weight.new_zeros(batch, *self.recurrent_weight.shape[:2])
         return SLSTMState(zeros, zeros, zeros, torch.full_like(zeros, EMPTY))
 
-    def project(self, x: Float[Tensor, "B T gates"]) -> Float[Tensor, "B T H gates"]:
+    def project(self, x: Float[Tensor, "B T gates"]) -> Float[Tensor, "B T H gates_of_head"]:
         """The same numbers, all gates of a head together."""
         return x.unflatten(-1, (4, *self.recurrent_weight.shape[:2])).transpose(2, 3).flatten(3)
 
     def step(
-        self, u: Float[Tensor, "B H gates"], state: SLSTMState
+        self, u: Float[Tensor, "B H gates_of_head"], state: SLSTMState
     ) -> tuple[Float[Tensor, "B E"], SLSTMState]:
         """One token."""
         past = torch.bmm(state.hidden.transpose(0, 1), self.recurrent_weight.flatten(2))
@@ -243,11 +268,42 @@ def recurrent(
     return torch.stack(ys, 1), state
 
 
+def fused(
+    cell: Any,
+    x: Float[Tensor, "B T D"],
+    *,
+    state: Any,
+    resets: Bool[Tensor, "B T"] | None,
+) -> tuple[Float[Tensor, "B T E"], Any]:
+    """torch's own loops, from reset to reset; for the cells that torch has, outside of graphs."""
+    if not hasattr(cell, "fused"):
+        raise ValueError(f"cell_scan: torch has no loop for {type(cell).__name__}; use 'recurrent'")
+    cuts = [] if resets is None else resets.any(0).nonzero()[:, 0].tolist()
+    fresh = cell.init(x.shape[0])
+    ys: list[Tensor] = []
+    with torch.autocast(x.device.type, enabled=False):  # it would make the state narrow
+        for start, end in pairwise([*dict.fromkeys([0, *cuts]), x.shape[1]]):
+            if resets is not None and start in cuts:
+                state = type(state)(*map(_where(resets[:, start]), fresh, state))
+            y, state = cell.fused(x[:, start:end], state)
+            ys.append(y)
+    return torch.cat(ys, 1), state
+
+
+def _pick(cell: Any, resets: Bool[Tensor, "B T"] | None, T: int) -> str:
+    """torch's loops start slowly: they are worth it for stretches of some length."""
+    if T < LONG or torch.compiler.is_compiling() or not hasattr(cell, "fused"):
+        return "recurrent"
+    return "fused" if resets is None or int(resets.any(0).sum()) <= T // LONG else "recurrent"
+
+
 def _where(reset: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda new, old: torch.where(reset.view(-1, *[1] * (old.ndim - 1)), new, old)
 
 
-FORMS: Mapping[str, Callable[..., tuple[Tensor, Any]]] = MappingProxyType({"recurrent": recurrent})
+FORMS: Mapping[str, Callable[..., tuple[Tensor, Any]]] = MappingProxyType(
+    {"recurrent": recurrent, "fused": fused}
+)
 
 
 def cell_scan(
@@ -263,7 +319,8 @@ def cell_scan(
     It computes in the widest dtype of x, weights and state, float32 at least. The state stays in
     that dtype, y has x's. `form="auto"` never changes the result.
     """
-    run = lookup(FORMS, "recurrent" if form == "auto" else form, kind="form of cell_scan")
+    form = _pick(cell, resets, x.shape[1]) if form == "auto" else form
+    run = lookup(FORMS, form, kind="form of cell_scan")
     inputs, outputs = cell.sizes
     if x.ndim != 3 or x.shape[2] != inputs:
         raise ValueError(f"cell_scan: want x [B T D] with D = {inputs}, got {tuple(x.shape)}")
