@@ -130,6 +130,45 @@ def test_scales_and_training_inputs_come_from_the_training_part(season):
     assert build(changed, season=season).schema == one.schema
 
 
+def test_scales_equal_a_plain_computation():
+    data = frame(calendar=False)
+    dataset = build(data, season=SEASON)
+    schema = dataset.schema
+
+    def robust(sample):
+        low, high = np.quantile(sample, (0.25, 0.75))
+        return (high - low) / 1.349
+
+    for s in range(3):
+        values, _, last = plain(data, dataset, s, calendar=False)
+        train = {d: y for d, y in values.items() if d < last + 1 - TEST - VALID}
+        before = {d: y for d, y in values.items() if d < last + 1 - TEST}
+        change, history = (
+            [y - known[d - SEASON] for d, y in known.items() if d - SEASON in known]
+            for known in (train, before)
+        )
+        assert schema.center[s] == pytest.approx(np.median(list(train.values())))
+        assert schema.scale[s] == pytest.approx(robust(list(train.values())))
+        assert schema.spread[s] == pytest.approx(robust(change))
+        assert schema.naive[s] == pytest.approx(np.abs(history).mean())
+
+
+@pytest.mark.parametrize("years", [1, 3])
+def test_the_season_and_the_year_must_have_been_seen(years):
+    """Weeks repeat in the training part; in the held-out part only days do, and louder."""
+    hours = np.arange(years * 24 * 365)
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=168)[hours % 168] + rng.normal(size=len(hours)) / 100
+    held = hours >= len(hours) - 2 * 28 * 24
+    y[held] = 1e3 * rng.normal(size=24)[hours[held] % 24]
+    when = pd.Timestamp("2021-01-01") + pd.to_timedelta(hours, "h")
+    data = pd.DataFrame({"when": when.astype(str), "y": y})
+    columns = Columns(None, "when", ("y",), (), ())
+    schema = build(data, columns, horizon=None, test=None, valid=None).schema
+    assert schema.season == 168
+    assert len(schema.periods) == (2 if years == 1 else 3), "day, week, and the year if seen twice"
+
+
 def test_inputs_know_nothing_that_comes_later():
     """But the covariates said to be known ahead."""
     data = frame(series=1)
@@ -187,6 +226,21 @@ def test_new_data_is_encoded_like_the_old_and_unseen_series_by_their_history():
     assert new.names == ("new",)
     assert new.reals[:, 0].abs().max() < 10
     assert (new.reals[:, 1] == 0)[new.ends()].all(), "a series ends with its last value"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_series_is_the_same_alone_and_among_others(known):
+    data = frame()
+    schema = build(data).schema
+    if not known:
+        data = data.assign(name="new " + data.name)
+    together = schema.encode(Table(data, "t"))
+    series = together.series_at(torch.arange(len(together)))
+    for s, name in enumerate(together.names):
+        alone = schema.encode(Table(data[data.name == name].reset_index(drop=True), "t"))
+        assert alone.reals.equal(together.reals[series == s])
+        at = torch.arange(len(alone))
+        assert alone.scale_at(at).equal(together.scale_at(at + together.begins[s]))
 
 
 def test_rows_without_values_tell_what_is_known_ahead():

@@ -72,10 +72,13 @@ def test_slots_limit_what_attention_sees(packed, build):
     assert evaluate(model, packed, rows=1, length=8, slots=1) != far
 
 
-@pytest.mark.parametrize("slots", [0, 3, 99])
-def test_states_that_do_not_grow_are_left_alone(build, inputs, packed, slots):
-    _, state = build()(inputs(packed))
-    assert newest_slots(state, slots)[0].hidden is state[0].hidden
+@pytest.mark.parametrize("slots", [0, 3, 999])
+def test_only_what_grows_is_cut(build, inputs, packed, slots):
+    _, state = build("attention min_gru")(inputs(packed))
+    attention, recurrent = newest_slots(state, slots)
+    assert attention.keys.shape[1] == min(slots, len(packed))
+    assert attention.length.equal(state[0].length)
+    assert recurrent.hidden is state[1].hidden
 
 
 def test_the_head_decides_what_is_judged(packed, build):

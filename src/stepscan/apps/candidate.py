@@ -1,4 +1,4 @@
-"""A model in training on a data set: it is looked at now and then, and its best weights are kept."""
+"""A model in training on a data set: looked at now and then, and its best weights are kept."""
 
 import copy
 import math

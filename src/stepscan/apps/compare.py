@@ -1,4 +1,4 @@
-"""Candidates in equal time on this machine: trained in turns, over several seeds, beside baselines."""
+"""Candidates in equal time on this machine: trained in turns, several seeds, beside baselines."""
 
 import dataclasses
 import math
@@ -89,17 +89,17 @@ def compare(
             f"compare: want data, candidates and seeds >= 1, got {len(sources)} data sets, "
             f"{len(candidates)} candidates, {seeds} seeds"
         )
-    domains = [domain_of(open_dataset(source, options)) for source in sources]
-    recipes = [with_options(domain.recipe, **choices) for domain in domains]
-    for domain, recipe in zip(domains, recipes, strict=True):
-        _plan(recipe, minutes, seed=0)  # nothing is written before it is known that all can be run
+    domains = [domain_of(open_dataset(os.fspath(source), options)) for source in sources]
+    for domain in domains:  # nothing is written before it is known that all of it can be run
+        domain.recipe = with_options(domain.recipe, **choices)
+        _plan(domain.recipe, minutes, seed=0)
         for name in candidates:
             with torch.device("meta"):
                 SequenceModel(domain.candidate(name, width))
     title = "compare " + " ".join(domain.dataset.name for domain in domains)
     folder = runs.new_folder(title, out)
-    sections = []
-    for source, domain, recipe in zip(sources, domains, recipes, strict=True):
+    sections: list[dict[str, Any]] = []
+    for source, domain in zip(sources, domains, strict=True):
         voice.say(*domain.dataset.lines())
         voice.say(report.opening({"budget": {"minutes": minutes, "seeds": list(range(seeds))}}))
         with voice.moving():
@@ -109,7 +109,6 @@ def compare(
                 minutes=minutes,
                 seeds=seeds,
                 width=width,
-                recipe=recipe,
                 show=voice.show,
             )
         sections.append(found)
@@ -124,9 +123,8 @@ def compare(
             where = folder / "models" / runs.word(domain.dataset.name) / runs.word(name)
             Model(model, domain.dataset.schema, about).save(where)
         results = runs.results(f"stepscan {title}", sections, runs.command_line())
-        runs.write_json(
-            folder / "results.json", results
-        )  # also if the next data set is interrupted
+        # Also if the next data set is interrupted.
+        runs.write_json(folder / "results.json", results)
         report.write(results, folder / "report.html")
         voice.say(*report.leaderboard(found), f"verdict  {found['verdict']}", "")
     voice.say(f"report   {folder}/report.html")
@@ -140,7 +138,6 @@ def section(
     minutes: float,
     seeds: int,
     width: int | None = None,
-    recipe: Recipe | None = None,
     show: Callable[[float, str], None] = lambda part, line: None,
 ) -> tuple[dict[str, Any], dict[str, SequenceModel]]:
     """Train and judge the candidates on one data set.
@@ -151,15 +148,13 @@ def section(
         minutes: Training time of each candidate and seed.
         seeds: How many; seed s decides initial weights and batches of every candidate alike.
         width: Model width; None is the recipe's.
-        recipe: Of training; None is the domain's.
         show: Called with the part of the work done and what is going on.
 
     Returns:
         A section of results.json (docs/results.md), and the best model of each candidate.
     """
-    recipe = recipe or domain.recipe
     entrants = [Entrant(name, domain.candidate(name, width)) for name in dict.fromkeys(candidates)]
-    _train(domain, entrants, recipe, minutes=minutes, seeds=seeds, show=show)
+    _train(domain, entrants, minutes=minutes, seeds=seeds, show=show)
     show(1.0, "scoring the test part")
     rows = [_judge(domain, entrant) for entrant in entrants]
     show(1.0, "baselines")
@@ -193,8 +188,8 @@ def verdict(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> str:
     (lead, best), *others = trained
     unit = f" {metric.unit}" if metric.unit else ""
     alone = sum(not row["baseline"] for row in rows) == 1
-    said = "reaches" if alone else "is best with"
-    text = f"{lead['name']} {said} {best:.3g}{unit} {metric.name}"
+    verb = "reaches" if alone else "is best with"
+    text = f"{lead['name']} {verb} {best:.3g}{unit} {metric.name}"
     if others:
         second, other = others[0]
         pairs = [
@@ -214,7 +209,8 @@ def verdict(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> str:
         baseline, score = simple[0]
         verb = "beats" if metric.wins(best, score) else "does not beat"
         text += f". It {verb} {baseline['name']} ({score:.3g}), the best of the simple methods"
-    return ". ".join(filter(None, [text, *_failures(metric, rows), _slowdown(rows)])) + "."
+    said = [text, *_failures(metric, rows), _slowdown(rows)]
+    return ". ".join(sentence for sentence in said if sentence) + "."
 
 
 def _plan(recipe: Recipe, minutes: float, *, seed: int) -> TrainConfig:
@@ -232,7 +228,6 @@ def _plan(recipe: Recipe, minutes: float, *, seed: int) -> TrainConfig:
 def _train(
     domain: Domain,
     entrants: Sequence[Entrant],
-    recipe: Recipe,
     *,
     minutes: float,
     seeds: int,
@@ -241,7 +236,7 @@ def _train(
     """Seed by seed, all entrants in turns, so that the noise of the machine hits all alike."""
     begin = time.monotonic()
     for seed in range(seeds):
-        train = _plan(recipe, minutes, seed=seed)
+        train = _plan(domain.recipe, minutes, seed=seed)
         running: list[tuple[Entrant, Candidate]] = []
         for entrant in entrants:
             run = Candidate(domain, entrant.config, train)

@@ -56,9 +56,9 @@ class Domain(abc.ABC):
     """One kind of data, with a data set at hand. Subclasses are final."""
 
     kind: ClassVar[str]
-    metrics: ClassVar[tuple[Metric, ...]]
+    metrics: tuple[Metric, ...]
     """The leading one first."""
-    recipe: ClassVar[Recipe]
+    recipe: Recipe
 
     def __init__(self, dataset: Dataset) -> None:
         assert dataset.kind == self.kind
@@ -86,7 +86,7 @@ class Domain(abc.ABC):
     ) -> ModelConfig:
         """The config of a model for this data."""
         tokens, reals = self.dataset.inputs
-        options = {"dropout": self.recipe.dropout} | options
+        options.setdefault("dropout", self.recipe.dropout)
         return ModelConfig(
             head=self.head,
             layers=self.recipe.layers if layers is None else layers,

@@ -11,7 +11,7 @@ from torch import Tensor
 from stepscan.apps.baselines.markov import Markov
 from stepscan.apps.domain import Domain, Metric, Recipe, Scores
 from stepscan.apps.ranking import best, without
-from stepscan.data.base import Packed
+from stepscan.data.base import Dataset, Packed
 from stepscan.data.events import EventSchema
 from stepscan.models import Inputs, NextEvent, SequenceModel
 from stepscan.models.heads import HeadConfig
@@ -24,7 +24,7 @@ class Events(Domain):
     """Cases of timed events."""
 
     kind: ClassVar[str] = "events"
-    metrics: ClassVar[tuple[Metric, ...]] = (
+    metrics: tuple[Metric, ...] = (
         Metric(
             "accuracy",
             "higher",
@@ -40,13 +40,19 @@ class Events(Domain):
         Metric(
             "gap error",
             "lower",
-            "Absolute difference of the predicted median and the real time to the next event, mean.",
+            "Mean absolute difference of the predicted median and the real time to the next event.",
             "hours",
         ),
     )
-    recipe: ClassVar[Recipe] = Recipe(
+    recipe: Recipe = Recipe(
         layers="gated_delta_net*2", width=96, rows=32, length=128, learning_rate=3e-3, dropout=0.1
     )
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset)
+        if not self.schema.calendar:  # plain numbers are no hours
+            metrics = (m._replace(unit="") if m.unit == "hours" else m for m in self.metrics)
+            self.metrics = tuple(metrics)
 
     @property
     def schema(self) -> EventSchema:
@@ -127,7 +133,7 @@ class Events(Domain):
             row = [
                 " ".join(names[i] for i in tokens[-3:, 0].tolist()),
                 names[int(target["token"])],
-                f"{self._hours * float(target['gap']):.1f} h",
+                f"{self._hours * float(target['gap']):.1f}{self._suffix}",
             ]
             for model in models.values():
                 with torch.no_grad():
@@ -136,12 +142,17 @@ class Events(Domain):
                 likely = best(without(said.logits[0, -1]), 2)
                 hours = self._hours * float(median_gap(said.gap[0, -1:]))
                 row.append(
-                    ", ".join(f"{names[i]} {chance[i]:.0%}" for i in likely) + f"; {hours:.1f} h"
+                    ", ".join(f"{names[i]} {chance[i]:.0%}" for i in likely)
+                    + f"; {hours:.1f}{self._suffix}"
                 )
             rows.append(row)
         columns = ["last three events", "came next", "after", *models]
         title = "Next events of held-out cases, with probabilities and median times"
         return [{"type": "table", "title": title, "columns": columns, "rows": rows}]
+
+    @property
+    def _suffix(self) -> str:
+        return " h" if self.schema.calendar else ""
 
     @property
     def _hours(self) -> float:

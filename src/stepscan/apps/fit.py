@@ -62,7 +62,7 @@ class FitOptions:
 
 
 class StoppedError(KeyboardInterrupt):
-    """Training was asked to stop; what there was is saved. `code` is the exit code to leave with."""
+    """Training was asked to stop; what there was is saved. `code` is the exit code to leave."""
 
     def __init__(self, folder: Path, signal: Signals) -> None:
         super().__init__(f"stopped; to go on: stepscan fit --resume {folder}")
@@ -86,7 +86,7 @@ def fit(
         out: The run folder; None makes one under runs/.
         quiet: Say nothing.
         voice: Where to say it; None is standard output.
-        choices: The fields of `FitOptions`: minutes, layers, width ...; without a budget, 3 minutes.
+        choices: The fields of `FitOptions`: minutes, layers, width ...; else 3 minutes.
 
     Returns:
         The model with the best weights seen on the validation part. `about["folder"]` is where it
@@ -97,7 +97,7 @@ def fit(
     """
     voice = voice or Voice(quiet=quiet)
     asked = FitOptions(**choices)
-    dataset = open_dataset(data, options)
+    dataset = open_dataset(os.fspath(data), options)
     voice.say(*dataset.lines())
     domain = domain_of(dataset)
     config = _model_config(domain, asked)
@@ -264,7 +264,8 @@ def _introduce(model: SequenceModel, config: ModelConfig, voice: Voice) -> None:
     _, state = model(measure.empty_inputs(model, 1))
     voice.say(
         f"model       {names}   width {config.width}   {measure.parameters(model):,} parameters   "
-        f"state {size(states.nbytes(state))} per sequence   kernels {kernels().level or 'none (torch)'}"
+        f"state {size(states.nbytes(state))} per sequence   "
+        f"kernels {kernels().level or 'none (torch)'}"
     )
 
 

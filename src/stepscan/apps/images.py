@@ -17,10 +17,10 @@ class Images(Domain):
     """Images as sequences."""
 
     kind: ClassVar[str] = "images"
-    metrics: ClassVar[tuple[Metric, ...]] = (
+    metrics: tuple[Metric, ...] = (
         Metric("accuracy", "higher", "Share of held-out images whose class was found."),
     )
-    recipe: ClassVar[Recipe] = Recipe(
+    recipe: Recipe = Recipe(
         layers="gated_delta_net*2", width=64, rows=16, length=256, learning_rate=3e-3
     )
 

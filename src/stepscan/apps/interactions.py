@@ -23,8 +23,8 @@ class Interactions(Domain):
     """Histories of users."""
 
     kind: ClassVar[str] = "interactions"
-    metrics: ClassVar[tuple[Metric, ...]] = METRICS
-    recipe: ClassVar[Recipe] = Recipe(
+    metrics: tuple[Metric, ...] = METRICS
+    recipe: Recipe = Recipe(
         layers="(gated_delta_net attention)*1",
         width=64,
         rows=32,

@@ -36,7 +36,7 @@ def state_bytes(model: SequenceModel) -> dict[str, int]:
 
 @torch.no_grad()
 def decode_per_second(model: SequenceModel, calls: int = 30) -> dict[str, float]:
-    """Steps per second of one row, one step a call, after each of LENGTHS steps: median of calls."""
+    """Steps per second of one row, one step a call, after each of LENGTHS steps: the median."""
     model.eval()
     step = empty_inputs(model, 1)
     rates = {}

@@ -1,19 +1,23 @@
 """A trained model and what it was trained for: load it, ask it, stream through it, save it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from stepscan import state as states
 from stepscan.apps import series as series_app
 from stepscan.apps import text as text_app
 from stepscan.apps.events import median_gap
 from stepscan.apps.ranking import best, without
-from stepscan.data.base import DataError, DataOptions, Dataset, Packed, Schema
+from stepscan.apps.reading import ASK, HANDED, read_piece
+from stepscan.apps.runs import tuples
+from stepscan.data.base import DataError, DataOptions, Dataset, Schema
 from stepscan.data.batches import places
 from stepscan.data.events import EventSchema
 from stepscan.data.images import ImageSchema
@@ -24,9 +28,18 @@ from stepscan.data.series import SeriesSchema
 from stepscan.data.tables import Table, read_table
 from stepscan.data.text import TextSchema
 from stepscan.generate import Sampling
-from stepscan.models import Inputs, SequenceModel, load_folder, save_folder
+from stepscan.models import (
+    Classify,
+    Forecast,
+    Inputs,
+    NextEvent,
+    NextToken,
+    SequenceModel,
+    load_folder,
+    save_folder,
+)
 from stepscan.models.folder import ModelCorruptError
-from stepscan.names import did_you_mean
+from stepscan.models.heads import HeadConfig
 from stepscan.train.evaluate import walk_outputs
 
 if TYPE_CHECKING:
@@ -41,6 +54,8 @@ class StreamState(NamedTuple):
 
     layers: Any
     steps: int
+    memory: Any = None
+    """What the next inputs look back at: the time of the last event, a season of values."""
 
 
 class Prediction(NamedTuple):
@@ -72,15 +87,22 @@ class Model:
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.network.parameters())
-        layers = " ".join(c.name for c in self.network.config.mixers)
-        return f"<stepscan.Model of {self.kind}: {layers}, {count:,} parameters>"
+        config = self.network.config
+        layers = " ".join(c.name for c in config.mixers)
+        facts = [f"{self.kind}: {layers}, width {config.width}, {count:,} parameters"]
+        if "data" in self.about:
+            facts.append(f"trained on {self.about['data']}")
+        scores = self.about.get("test")
+        if isinstance(scores, Mapping):
+            facts += [f"{name} {value:.3f}" for name, value in list(scores.items())[:1]]
+        return f"<stepscan.Model of {', '.join(facts)}; ask it with {ASK[self.kind]}>"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Model":
         """Read a model folder, or the `model` folder of a run.
 
         Raises:
-            ValueError: there is none, or it is damaged or of another version; the message says which.
+            ValueError: there is none, or it is damaged or of another version; it says which.
         """
         folder = Path(path)
         if (folder / "model").is_dir() and not (folder / "config.json").exists():
@@ -89,9 +111,11 @@ class Model:
         try:
             schema = read_schema(extra["schema"])
             about = dict(extra.get("about", {}))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelCorruptError(f"{folder}: no schema of the data in it ({error})") from None
-        if (network.config.tokens, network.config.reals) != (schema.tokens, schema.reals):
+        config = network.config
+        same = (config.tokens, config.reals) == (schema.tokens, schema.reals)
+        if not same or not _answers(config.head, schema):
             raise ModelCorruptError(f"{folder}: the model and its schema do not fit together")
         return cls(network, schema, about)
 
@@ -101,30 +125,36 @@ class Model:
         return save_folder(self.network, path, extra=extra)
 
     @torch.no_grad()
-    def stream(self, data: Any, state: StreamState | None = None) -> tuple[Any, StreamState]:
+    def stream(
+        self, data: Any, state: StreamState | None = None, *, times: Sequence[Any] | None = None
+    ) -> tuple[Any, StreamState]:
         """Read some steps and return what the model says after each, cut anywhere.
 
         Args:
-            data: Text or bytes; a list of activities or items; or `Inputs` as the network takes them
+            data: Text or bytes; a list of activities or items, or a frame with their columns; a
+                frame of one series, in order of time; or `Inputs` as the network takes them
                 ([1 T ...]), which any kind understands.
             state: What the call before returned; None begins a new sequence.
+            times: Of events, if `data` is a list; with every piece of a case, or with none.
 
         Returns:
-            Outputs of the head, [T ...], and the state to go on from. The answer does not depend on
-            how a sequence is cut, except with a bpe tokenizer, whose tokens may span a cut.
+            Outputs of the head, [T ...], and the state to go on from. Of a frame of a series they
+            are quantiles in real units, one row per step of time up to the last value given; rows
+            after it tell what is known ahead, and may come again with their values. The answer does
+            not depend on how a sequence is cut, except with a bpe tokenizer, whose tokens may span
+            a cut, and except for what is known ahead, which has to be there when it is looked at.
         """
-        inputs = self._inputs(data, state)
-        layers = None if state is None else state.layers
+        layers, steps, memory = (None, 0, None) if state is None else state
+        piece = read_piece(
+            self.schema, data, stamps=times, memory=memory, begun=state is not None and steps > 0
+        )
         said: list[Any] = []
-        length = (inputs.tokens if inputs.tokens is not None else inputs.reals).shape[1]  # type: ignore[union-attr]
-        for start in range(0, max(length, 1), PIECE):
-            piece = Inputs(*(None if x is None else x[:, start : start + PIECE] for x in inputs))
-            outputs, layers = self.network(piece, layers)
+        length = _length(piece.inputs)
+        for part in _parts(piece.inputs):
+            outputs, layers = self.network(part, layers)
             said.append(outputs)
-        outputs = torch.utils._pytree.tree_map(lambda *parts: torch.cat(parts, 1)[0], *said)
-        if state is None and isinstance(data, str | bytes):
-            outputs = outputs[1:]  # said after the boundary, before any data
-        return outputs, StreamState(layers, length + (0 if state is None else state.steps))
+        outputs = pytree.tree_map(lambda *parts: torch.cat(parts, 1)[0], *said)
+        return piece.finish(outputs), StreamState(layers, length + steps, piece.memory)
 
     def nbytes(self, state: StreamState) -> int:
         """Bytes that a stream has to keep."""
@@ -151,7 +181,7 @@ class Model:
 
     def predict(
         self,
-        history: Sequence[Any],
+        history: "Sequence[Any] | pd.DataFrame",
         *,
         top: int = 3,
         times: Sequence[Any] | None = None,
@@ -160,8 +190,9 @@ class Model:
         """The likeliest next events of a case, next items of a user, or classes of an image.
 
         Args:
-            history: Activities or items in order, of a case or user never seen before or not; for
-                images, the pixels.
+            history: Activities or items in order, of a case or user never seen before or not, as a
+                list, an array or a frame with the columns of the training data; for images, the
+                pixels.
             top: How many.
             times: Of the events, if they are known.
             exclude_seen: Do not offer items of the history.
@@ -173,11 +204,13 @@ class Model:
         schema = self.schema
         if isinstance(schema, ImageSchema):
             return self._classes(schema, history, top)
-        packed = self._history(history, times)
-        outputs = self._last(packed)
+        if not isinstance(schema, EventSchema | InteractionSchema):
+            raise ValueError(f"predict: this model is of {self.kind}; ask it with {ASK[self.kind]}")
+        inputs = read_piece(schema, history, stamps=times).inputs
+        outputs = self._last(inputs)
         logits = outputs.logits if isinstance(schema, EventSchema) else outputs
-        assert packed.tokens is not None
-        seen = packed.tokens[:, 0].long() if exclude_seen else None
+        assert inputs.tokens is not None
+        seen = inputs.tokens[0, :, 0] if exclude_seen else None
         return self._named(logits[0, -1], top, seen)
 
     def predict_table(
@@ -190,10 +223,10 @@ class Model:
         """The likeliest next events or items of every case or user in a table, by its name."""
         schema = self.schema
         if not isinstance(schema, EventSchema | InteractionSchema):
-            raise ValueError(f"predict: a table of cases or users fits no model of {self.kind}")
+            raise ValueError(f"predict: this model is of {self.kind}; ask it with {ASK[self.kind]}")
         if top < 1:
             raise ValueError(f"predict: want top >= 1, got {top}")
-        packed, names = schema.encode(_table(data))
+        packed, names = schema.encode(self._table(data))
         ends = packed.begins + packed.lengths - 1
         found: dict[str, list[Prediction]] = {}
         walked = walk_outputs(self.network, packed, rows=ROWS, length=PIECE)
@@ -211,7 +244,9 @@ class Model:
     def next_time(self, history: Sequence[Any], times: Sequence[Any]) -> float:
         """The median time to the next event of a case, in seconds (or plain units of time)."""
         schema = self._wants(EventSchema, "next_time")
-        outputs = self._last(self._history(history, times))
+        if not len(history):
+            raise ValueError("next_time: want at least one event of history, got none")
+        outputs = self._last(read_piece(schema, history, stamps=times).inputs)
         return schema.unit * float(median_gap(outputs.gap[0, -1:]))
 
     def forecast(
@@ -233,80 +268,54 @@ class Model:
         if data is None:
             data = self._own_data()
         if isinstance(data, Dataset):
+            if data.schema != schema:
+                raise DataError(
+                    f"forecast: {data.name} was read in another way than the model's data; give a "
+                    "file, or nothing to forecast the data it was trained on"
+                )
             packed = data.parts["test"]
             assert isinstance(packed, SeriesPacked)
         else:
-            packed = schema.encode(_table(data))
+            packed = schema.encode(self._table(data))
         ends = packed.ends()
         quantiles = series_app.forecast(self.network, schema, packed, ends)
         rows = []
         levels = self.network.config.head.quantiles  # type: ignore[attr-defined]
-        for i, (end, table) in enumerate(zip(ends.tolist(), quantiles.tolist(), strict=True)):
+        for end, table in zip(ends.tolist(), quantiles.tolist(), strict=True):
+            name = packed.names[int(packed.series_at(torch.tensor(end)))]
             ahead = schema.times_ahead(int(packed.stamps_at(torch.tensor(end))))
             for time, values in zip(ahead, table, strict=True):
                 said = {str(level): value for level, value in zip(levels, values, strict=True)}
-                rows.append({"series": packed.names[i], "time": time, **said})
+                rows.append({"series": name, "time": time, **said})
         return pd.DataFrame(rows)
 
     def _own_data(self) -> Dataset:
         """What the model was trained on, if it is still where it was."""
         try:
             options = self.about["options"]
-            return open_dataset(self.about["source"], options and DataOptions(**_tuples(options)))
+            return open_dataset(self.about["source"], options and DataOptions(**tuples(options)))
         except (KeyError, TypeError):
             raise DataError(f"{self!r} does not know its data: name a file") from None
 
-    def _inputs(self, data: Any, state: StreamState | None) -> Inputs:
-        if isinstance(data, Inputs):
-            return data
-        if isinstance(self.schema, TextSchema) and isinstance(data, str | bytes):
-            ids = torch.from_numpy(self.schema.encode(data).astype("int64"))
-            begin = [] if state is not None else [torch.tensor([self.schema.boundary])]
-            return Inputs(tokens=torch.cat([*begin, ids])[None, :, None])
-        if isinstance(self.schema, EventSchema | InteractionSchema):
-            # A step before the first one, so that the pieces after it do not look like beginnings.
-            lead = [] if state is None or not len(data) else [data[0]]
-            packed = self._history([*lead, *data], None)
-            tokens, reals = packed.inputs_at(torch.arange(len(lead), len(packed)))
-            assert tokens is not None
-            return Inputs(tokens[None], None if reals is None else reals[None])
-        raise DataError(
-            f"stream: a model of {self.kind} reads "
-            f"{'text' if self.kind == 'text' else 'Inputs(tokens, reals)'}, got {type(data).__name__}"
-        )
-
-    def _history(self, history: Sequence[Any], times: Sequence[Any] | None) -> Packed:
-        """One case or user; what was never seen is an error that names it."""
-        schema = self.schema
-        if isinstance(schema, EventSchema):
-            known, what = set(schema.activities), "activity"
-        elif isinstance(schema, InteractionSchema):
-            known, what = set(schema.items), "item"
-        else:
-            raise ValueError(
-                f"predict: this is a model of {self.kind}; see its README for how to ask"
-            )
-        for step in map(str, history):
-            if step not in known:
-                near = did_you_mean(step, known)
-                raise DataError(
-                    f"predict: {what} {step!r} was never seen in training ({len(known):,} were).{near}"
-                )
-        if isinstance(schema, EventSchema):
-            return schema.prompt([str(step) for step in history], times)
-        return schema.prompt([str(step) for step in history])
-
     @torch.no_grad()
-    def _last(self, packed: Packed) -> Any:
+    def _last(self, inputs: Inputs) -> Any:
         """What the model says after the last step of one sequence."""
-        tokens, reals = packed.inputs_at(torch.arange(len(packed)))
-        inputs = Inputs(*(None if x is None else x[None] for x in (tokens, reals)))
-        state = None
-        outputs: Any = None
-        for start in range(0, len(packed), PIECE):
-            piece = Inputs(*(None if x is None else x[:, start : start + PIECE] for x in inputs))
-            outputs, state = self.network(piece, state)
+        state, outputs = None, None
+        for part in _parts(inputs):
+            outputs, state = self.network(part, state)
         return outputs
+
+    def _table(self, data: "str | os.PathLike[str] | pd.DataFrame") -> Table:
+        """A table, where the same strings mean missing as in training."""
+        missing = tuple((self.about.get("options") or {}).get("missing", ()))
+        if isinstance(data, str | os.PathLike):
+            path = Path(data)
+            if not path.is_file():
+                raise DataError(f"{path}: no such file")
+            if not path.stat().st_size:
+                raise DataError(f"{path}: the file is empty")
+            return read_table(path, missing)
+        return Table(data.reset_index(drop=True), HANDED, missing)
 
     def _named(self, logits: Tensor, count: int, seen: Tensor | None) -> list[Prediction]:
         """The likeliest of what may be offered, with the probabilities among that."""
@@ -317,26 +326,51 @@ class Model:
         chance = offered.softmax(-1)
         return [Prediction(names[i - 1], float(chance[i])) for i in best(offered, count)]
 
-    def _classes(self, schema: ImageSchema, pixels: Sequence[Any], count: int) -> list[Prediction]:
-        values = torch.as_tensor(pixels, dtype=torch.float64).numpy()[None]
-        chance = self._last(schema.encode(values))[0, -1].softmax(-1)
+    def _classes(self, schema: ImageSchema, pixels: Any, count: int) -> list[Prediction]:
+        try:
+            values = np.asarray(pixels, np.float64).reshape(1, -1)
+        except (TypeError, ValueError):
+            values = np.empty((1, 0))
+        if values.shape[1] != schema.pixels or not np.isfinite(values).all():
+            raise DataError(
+                f"predict: want {schema.pixels} numbers from 0 to {schema.brightest:g}, one a "
+                f"pixel, row by row; got {len(pixels)}, beginning with {pixels[0]!r:.40}"
+            )
+        tokens, reals = schema.encode(values).inputs_at(torch.arange(schema.pixels))
+        assert tokens is None
+        assert reals is not None
+        chance = self._last(Inputs(reals=reals[None]))[0, -1].softmax(-1)
         best = chance.topk(min(count, len(chance))).indices.tolist()
         return [Prediction(schema.classes[i], float(chance[i])) for i in best]
 
     def _wants(self, schema: type[Any], verb: str) -> Any:
         if not isinstance(self.schema, schema):
-            raise ValueError(f"{verb}: wants a model of {schema.kind}, this one is of {self.kind}")
+            raise ValueError(
+                f"{verb}: wants a model of {schema.kind}, this one is of {self.kind}; ask it with "
+                f"{ASK[self.kind]}"
+            )
         return self.schema
 
 
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+def _answers(head: HeadConfig, schema: Schema) -> bool:
+    """Whether the head says what such data asks for."""
+    match schema:
+        case TextSchema() | InteractionSchema():
+            return isinstance(head, NextToken) and head.vocab == schema.tokens[0]
+        case EventSchema():
+            return isinstance(head, NextEvent) and head.vocab == schema.tokens[0]
+        case SeriesSchema():
+            return isinstance(head, Forecast) and head.horizon == schema.horizon
+        case ImageSchema():
+            return isinstance(head, Classify) and head.classes == len(schema.classes)
+    return False
 
 
-def _table(data: "str | os.PathLike[str] | pd.DataFrame") -> Table:
-    if isinstance(data, str | os.PathLike):
-        path = Path(data)
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        return read_table(path)
-    return Table(data.reset_index(drop=True), "the frame given")
+def _length(inputs: Inputs) -> int:
+    return next(x.shape[1] for x in inputs if x is not None)
+
+
+def _parts(inputs: Inputs) -> Iterator[Inputs]:
+    """Stretches of bounded memory; at least one."""
+    for start in range(0, max(_length(inputs), 1), PIECE):
+        yield Inputs(*(None if x is None else x[:, start : start + PIECE] for x in inputs))

@@ -35,7 +35,8 @@ def ranks(scores: Float[Tensor, "N V"], wanted: Int[Tensor, " N"]) -> Float[Tens
     above = (scores > own).sum(1)
     ties = (scores == own).sum(1) - 1
     place = 1 + above + ties / 2
-    return torch.where(wanted == 0, torch.inf, place.double())
+    place = torch.where(wanted == 0, torch.inf, place.double())
+    return place.masked_fill(own[:, 0].isnan(), torch.nan)  # a broken model ranks nothing
 
 
 def without(logits: Float[Tensor, "... V"], seen: Tensor | None = None) -> Float[Tensor, "... V"]:

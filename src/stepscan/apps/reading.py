@@ -97,9 +97,7 @@ def _as_it_is(outputs: Any) -> Any:
     return outputs
 
 
-def _events(
-    schema: EventSchema, data: Any, stamps: Any, memory: Any, *, begun: bool
-) -> Piece:
+def _events(schema: EventSchema, data: Any, stamps: Any, memory: Any, *, begun: bool) -> Piece:
     """`memory` is the time of the last event, if times are told."""
     if stamps is None and hasattr(data, "columns") and schema.time in data.columns:
         stamps = data[schema.time]
@@ -139,7 +137,7 @@ def _clock(schema: EventSchema, stamps: Any, count: int) -> np.ndarray:
     read = times(Table(frame, "times"), schema.time)
     if read.calendar != schema.calendar:
         wanted = "dates such as 2024-12-31 23:59:59" if schema.calendar else "plain numbers"
-        raise DataError(f"times: want {wanted}, as in training, got {list(stamps)[0]!r}")
+        raise DataError(f"times: want {wanted}, as in training, got {next(iter(stamps))!r}")
     return read.values
 
 
@@ -178,13 +176,11 @@ def _column_of_one(schema: EventSchema | InteractionSchema, frame: "pd.DataFrame
 
 
 def _series(schema: SeriesSchema, frame: "pd.DataFrame", memory: SeriesMemory | None) -> Piece:
-    import pandas as pd  # noqa: PLC0415
-
     name = _series_name(schema, frame)
     if memory is not None:
-        if len(frame) and name != memory.name:
+        if len(frame) and memory.name and name != memory.name:
             raise DataError(f"stream: this is series {memory.name!r}, got {name!r}")
-        name = memory.name
+        name = memory.name or name
         frame = _joined(schema, memory, frame)
     table = Table(frame.reset_index(drop=True), HANDED)
     clock = _row_stamps(schema, table)

@@ -18,7 +18,7 @@ from stepscan.kernels import kernels
 ROOT = Path("runs")
 
 
-def new_folder(name: str, out: str | Path | None = None) -> Path:
+def new_folder(name: str, out: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a new run: `out`, or runs/NAME-1, runs/NAME-2 ... It is made, empty."""
     if out is not None:
         folder = Path(out)

@@ -25,7 +25,7 @@ class Series(Domain):
     """One series or many, one model for all."""
 
     kind: ClassVar[str] = "series"
-    metrics: ClassVar[tuple[Metric, ...]] = (
+    metrics: tuple[Metric, ...] = (
         Metric(
             "MASE",
             "lower",
@@ -46,7 +46,7 @@ class Series(Domain):
             "Distance from 0.8 of the share of values between the 0.1 and the 0.9 quantile.",
         ),
     )
-    recipe: ClassVar[Recipe] = Recipe(
+    recipe: Recipe = Recipe(
         layers="gated_delta_net*2",
         width=64,
         rows=16,
@@ -118,15 +118,15 @@ class Series(Domain):
         history = packed.panel.y[max(begin, place + 1 - 3 * self.schema.horizon) : place + 1]
         stamps = packed.panel.stamps[max(begin, place + 1 - 3 * self.schema.horizon) : place + 1]
         name = packed.names[int(packed.series_at(at))]
+        said = {who: self.forecast(model, packed, at)[0] for who, model in models.items()}
         shown = [
             {
                 "from": who,
                 "quantiles": {
-                    str(level): self.forecast(model, packed, at)[0, :, LEVELS.index(level)].tolist()
-                    for level in (0.1, 0.5, 0.9)
+                    str(level): table[:, LEVELS.index(level)].tolist() for level in (0.1, 0.5, 0.9)
                 },
             }
-            for who, model in models.items()
+            for who, table in said.items()
         ]
         return [
             {

@@ -26,7 +26,7 @@ class Text(Domain):
     """Documents of bytes."""
 
     kind: ClassVar[str] = "text"
-    metrics: ClassVar[tuple[Metric, ...]] = (
+    metrics: tuple[Metric, ...] = (
         Metric(
             "bits/byte",
             "lower",
@@ -34,7 +34,7 @@ class Text(Domain):
             "of each document), divided by its bytes. It does not depend on the tokenizer.",
         ),
     )
-    recipe: ClassVar[Recipe] = Recipe(rows=16, length=256, learning_rate=3e-3)
+    recipe: Recipe = Recipe(rows=16, length=256, learning_rate=3e-3)
 
     @property
     def schema(self) -> TextSchema:

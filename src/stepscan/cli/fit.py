@@ -1,6 +1,7 @@
 """`stepscan fit`: train a model on your data, and leave it in a folder."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,8 +10,10 @@ import tyro
 
 from stepscan.apps.fit import FitOptions, StoppedError, fit, resume
 from stepscan.apps.progress import Voice
+from stepscan.cli import FAILED
 from stepscan.cli.arguments import parse
 from stepscan.data.base import DataOptions
+from stepscan.train.loop import DivergedError
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class Args:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = parse(Args, argv, command="fit")
+    if args.resume is not None:
+        alone = Args(resume=args.resume, json=args.json, quiet=args.quiet)
+        if args != alone:
+            raise ValueError(
+                "fit: --resume takes the data and all settings from the run; leave the others out"
+            )
     voice = Voice(quiet=args.quiet or args.json)
     try:
         if args.resume is not None:
@@ -45,8 +54,12 @@ def main(argv: Sequence[str]) -> int:
                 args.data, options=args.read, out=args.out, voice=voice, **asdict(args.train)
             )
     except StoppedError as stop:
-        voice.say(str(stop))
+        if not args.quiet:
+            print(f"stepscan: {stop}", file=sys.stderr)
         return stop.code
+    except DivergedError as error:
+        print(f"stepscan: {error}", file=sys.stderr)
+        return FAILED
     if args.json:
         print(json.dumps(model.about, indent=2))
     return 0

@@ -19,7 +19,7 @@ class Args:
     model: tyro.conf.Positional[Path]
     """A run folder or a model folder."""
     history: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Activities or items in order, the last one last; of anyone, also a case or user never seen."""
+    """Activities or items in order, the last one last, of anyone; or the pixels of an image."""
     file: Path | None = None
     """A table with the columns of the training data: one answer per case or user in it."""
     top: int = 3

@@ -47,7 +47,7 @@ class Panel:
     horizon: int
     season: int
     last_seen: Int[Tensor, " N"]
-    """The last step at or before this one with a value; -1 where there is none."""
+    """The last step at or before this one with a value: every series begins with one."""
 
     @property
     def width(self) -> int:
@@ -58,9 +58,7 @@ class Panel:
         """The seasonal naive forecast made at these steps, in real units."""
         ahead = torch.arange(1, self.horizon + 1)
         begin = self.begin[self.series[at]][..., None]
-        last = self.last_seen[at]
-        known = torch.where(last >= 0, self.y[last], self.center[self.series[at]])
-        base = known[..., None].expand(*at.shape, self.horizon)
+        base = self.y[self.last_seen[at]][..., None].expand(*at.shape, self.horizon)
         if not self.season:
             return base
         back = -(-ahead // self.season) * self.season
@@ -89,12 +87,6 @@ class Panel:
             known = self.ahead[place.clamp(max=len(self.y) - 1)] * inside[..., None]
             parts.append(known.flatten(-2))
         return torch.cat([part.float() for part in parts], -1)
-
-    def actual(self, at: Int[Tensor, "..."]) -> Float[Tensor, "... H"]:
-        """What came: y[t + 1 .. t + H], NaN where missing or past the end."""
-        place = at[..., None] + torch.arange(1, self.horizon + 1)
-        value = self.y[place.clamp(max=len(self.y) - 1)]
-        return value.masked_fill(place >= self.end[self.series[at]][..., None], torch.nan)
 
 
 class SeriesPacked(Packed):
@@ -143,8 +135,8 @@ class SeriesPacked(Packed):
         place = step[..., None] + torch.arange(1, self.panel.horizon + 1)
         low, high = self._low[series][..., None], self._high[series][..., None]
         asked = (place >= low) & (place < high) & (step >= low[..., 0] - 1)[..., None]
-        asked &= (self.panel.last_seen[step] >= 0)[..., None]
-        return self.panel.actual(step).masked_fill(~asked, torch.nan)
+        value = self.panel.y[place.clamp(max=len(self.panel.y) - 1)]
+        return value.masked_fill(~asked, torch.nan)
 
     def base_at(self, at: Int[Tensor, "..."]) -> Float[Tensor, "... H"]:
         """The seasonal naive forecast at these positions, in real units."""
@@ -182,10 +174,9 @@ class SeriesPacked(Packed):
         return self.begins + self.lengths - 1
 
 
-def last_seen(seen: Bool[np.ndarray, " N"], begin: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-    """The last step seen at or before each one, within its series; -1 where there is none."""
-    last = np.maximum.accumulate(np.where(seen, np.arange(len(seen)), -1))
-    return np.where(last >= begin, last, -1)
+def last_seen(seen: Bool[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """The last step seen at or before each one; every series begins with a step that is seen."""
+    return np.maximum.accumulate(np.where(seen, np.arange(len(seen)), 0))
 
 
 def _ranges(first: Int[np.ndarray, " S"], last: Int[np.ndarray, " S"]) -> Int[Tensor, " N"]:

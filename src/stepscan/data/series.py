@@ -244,7 +244,7 @@ def _panel(grid: Grid, schema: SeriesSchema, stats: Stats) -> Panel:
     scaled = np.nan_to_num((grid.covariates - center) / scale).astype(np.float32)
     scaled = scaled.clip(-LARGEST, LARGEST)
     circles = on_circles(grid.stamps, schema.periods).astype(np.float32)
-    seen = last_seen(~np.isnan(grid.y), grid.begin[grid.series])
+    seen = last_seen(~np.isnan(grid.y))
     known = [schema.covariates.index(column) for column in schema.future]
     return Panel(
         y=torch.from_numpy(grid.y),

@@ -1,4 +1,4 @@
-"""Whole models: inputs, a stack of pre-norm blocks around mixers, a head; and their folders on disk."""
+"""Whole models: inputs, pre-norm blocks around mixers, a head; and their folders on disk."""
 
 from stepscan.models.config import ModelConfig
 from stepscan.models.folder import load_folder, save_folder

@@ -1,4 +1,4 @@
-"""The config of a whole model: frozen, plain values, the same thing in Python and in config.json."""
+"""The config of a whole model: frozen, plain values, the same in Python and in config.json."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -104,8 +104,8 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[SequenceModel, dict[str
     """The model, in evaluation mode, and the `extra` it was saved with.
 
     Raises:
-        ModelCorruptError: a file is missing, truncated, changed, of another format or version, or asks
-            for something that does not exist here.
+        ModelCorruptError: a file is missing, truncated, changed, of another format or version, or
+            asks for something that does not exist here.
     """
     folder = Path(folder)
     data = _read_config(folder)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.models.inputs import Inputs
 from stepscan.names import lookup
 
 
@@ -23,8 +24,14 @@ class HeadConfig(abc.ABC):
     name: ClassVar[str]
 
     @abc.abstractmethod
-    def build(self, width: int, table: nn.Embedding | None) -> nn.Module:
-        """The module from [B T D] to outputs; `table` is the input embedding to tie to, if any."""
+    def build(self, width: int, reals: int, table: nn.Embedding | None) -> nn.Module:
+        """The module from ([B T D], inputs) to outputs.
+
+        Args:
+            width: Model width D.
+            reals: Number of real input columns.
+            table: The input embedding to tie to, if any.
+        """
 
     @property
     def vocabulary(self) -> int:
@@ -50,7 +57,7 @@ class NextToken(HeadConfig):
         """All V."""
         return self.vocab
 
-    def build(self, width: int, table: nn.Embedding | None) -> nn.Module:
+    def build(self, width: int, reals: int, table: nn.Embedding | None) -> nn.Module:
         """A linear map, or the transpose of the input embedding."""
         return Logits(width, self.vocab, table)
 
@@ -75,7 +82,7 @@ class NextEvent(HeadConfig):
         """All V."""
         return self.vocab
 
-    def build(self, width: int, table: nn.Embedding | None) -> nn.Module:
+    def build(self, width: int, reals: int, table: nn.Embedding | None) -> nn.Module:
         """Logits, and the parameters of the mixture."""
         return EventHead(width, self, table)
 
@@ -90,6 +97,9 @@ class Forecast(HeadConfig):
     """Steps ahead H."""
     quantiles: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)
     """Levels, ascending, strictly between 0 and 1."""
+    highway: bool = True
+    """Add a linear map of the step's real inputs, past all blocks and norms: what a linear forecast
+    could do, the model can do too (LSTNet, arXiv:1703.07015, section 3.6)."""
 
     def __post_init__(self) -> None:
         """Reject levels that are not levels."""
@@ -100,9 +110,9 @@ class Forecast(HeadConfig):
                 f"forecast: want ascending quantiles between 0 and 1, got {self.quantiles}"
             )
 
-    def build(self, width: int, table: nn.Embedding | None) -> nn.Module:
+    def build(self, width: int, reals: int, table: nn.Embedding | None) -> nn.Module:
         """A linear map to the middle quantile and the steps up and down from it."""
-        return Quantiles(width, self)
+        return Quantiles(width, reals if self.highway else 0, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +128,7 @@ class Classify(HeadConfig):
         """Reject an empty set of classes."""
         _positive(self, "classes")
 
-    def build(self, width: int, table: nn.Embedding | None) -> nn.Module:
+    def build(self, width: int, reals: int, table: nn.Embedding | None) -> nn.Module:
         """A linear map."""
         return Logits(width, self.classes, None)
 
@@ -163,7 +173,7 @@ class Logits(nn.Module):
         if table is not None:
             self.map.weight = table.weight
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+    def forward(self, x: Float[Tensor, "B T D"], inputs: Inputs) -> Float[Tensor, "B T V"]:
         """Logits."""
         return self.map(x)
 
@@ -180,30 +190,35 @@ class EventHead(nn.Module):
             means = torch.linspace(-2.0, 2.0, config.mixtures)
             self.gap.bias.copy_(torch.cat([0 * means, means, 0 * means]))
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> EventOutput:
+    def forward(self, x: Float[Tensor, "B T D"], inputs: Inputs) -> EventOutput:
         """Logits and mixture."""
         weights, means, scales = self.gap(x).unflatten(-1, (3, -1)).unbind(-2)
         # Scales from e^-5 to e^3: a spike on one exact gap would buy an unbounded likelihood.
         scales = 4 * torch.tanh(scales / 4) - 1
         gap = torch.stack([weights.log_softmax(-1), means, scales], -2)
-        return EventOutput(self.kind(x), gap)
+        return EventOutput(self.kind(x, inputs), gap)
 
 
 class Quantiles(nn.Module):
     """Quantiles that cannot cross: the middle one, then softplus steps up and down from it."""
 
-    def __init__(self, width: int, config: Forecast) -> None:
+    def __init__(self, width: int, reals: int, config: Forecast) -> None:
         super().__init__()
+        self.highway = nn.Linear(reals, config.horizon, bias=False) if reals else None
+        if self.highway is not None:
+            nn.init.zeros_(self.highway.weight)
         self.shape = config.horizon, len(config.quantiles)
         self.middle = len(config.quantiles) // 2
         self.map = nn.Linear(width, config.horizon * len(config.quantiles))
         nn.init.normal_(self.map.weight, std=0.1 * width**-0.5)
         nn.init.zeros_(self.map.bias)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H Q"]:
+    def forward(self, x: Float[Tensor, "B T D"], inputs: Inputs) -> Float[Tensor, "B T H Q"]:
         """Quantiles for every step ahead."""
         raw = self.map(x).unflatten(-1, self.shape)
         below, middle, above = raw.tensor_split([self.middle, self.middle + 1], -1)
+        if self.highway is not None and inputs.reals is not None:
+            middle = middle + self.highway(inputs.reals.to(x.dtype))[..., None]
         down = F.softplus(below).flip(-1).cumsum(-1).flip(-1)
         return torch.cat([middle - down, middle, middle + F.softplus(above).cumsum(-1)], -1)
 

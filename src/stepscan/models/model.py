@@ -54,7 +54,7 @@ class SequenceModel(nn.Module):
         tied = config.tie and config.tokens[:1] == (config.head.vocabulary,)
         table = self.embed.tables[0] if tied else None
         assert table is None or isinstance(table, nn.Embedding)
-        self.head = config.head.build(config.width, table)
+        self.head = config.head.build(config.width, config.reals, table)
 
     @property
     def causal(self) -> bool:
@@ -75,13 +75,14 @@ class SequenceModel(nn.Module):
         resets: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Any, State]:
         """Outputs after every step of this stretch, and the state after it."""
-        x = self.embed(as_inputs(inputs, self.config.tokens, self.config.reals))
+        inputs = as_inputs(inputs, self.config.tokens, self.config.reals)
+        x = self.embed(inputs)
         before = (None,) * len(self.blocks) if state is None else state
         after: list[Any] = []
         for block, part in zip(self.blocks, before, strict=True):
             x, part = block(x, part, resets)  # noqa: PLW2901
             after.append(part)
-        return self.head(self.norm(x)), tuple(after)
+        return self.head(self.norm(x), inputs), tuple(after)
 
     if TYPE_CHECKING:
 

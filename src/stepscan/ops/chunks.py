@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from stepscan.ops.segment_sums import segment_sums
 
 CHUNK = 32
-"""Steps in one triangular system. 16 and 64 are slower on a CPU: docs/log.md."""
+"""Steps in one triangular system: on a CPU 16 is as fast, 64 is slower (docs/log.md)."""
 STRETCH = 512
 """Steps worked on at once, so that what lies between two stages stays in the cache."""
 SUB = 8

@@ -213,10 +213,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointCorruptError(f"{path}: not JSON ({error}); was it cut off?") from None
     digest = content.pop("sha256", None) if isinstance(content, dict) else None
-    same = digest == hashlib.sha256(_canonical(content)).hexdigest()
-    # Every format keeps this digest, so that damage and another version are told apart. The bytes
-    # are compared as well: two texts can say the same thing, only one of them was written here.
-    if not same or written != _canonical({**content, "sha256": digest}):
+    # Every format keeps this digest, so that damage and another version are told apart.
+    if digest != hashlib.sha256(_canonical(content)).hexdigest():
         raise CheckpointCorruptError(f"{path}: not what was written (its digest differs)")
     if content["format"] != FORMAT:
         raise CheckpointVersionError(

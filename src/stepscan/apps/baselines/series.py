@@ -1,9 +1,10 @@
-"""Simple forecasts: a season ago, the last value, and DLinear; with quantiles from their own errors.
+"""Simple forecasts: a season ago, the last value, DLinear; quantiles from their own errors.
 
 DLinear (Zeng et al. 2022, arXiv:2205.13504): the window is split into a moving average of 25 steps
 and the rest, each goes through one linear map of all its steps to the horizon, and they are added.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class DLinear(nn.Module):
 
 
 def fit_dlinear(packed: SeriesPacked, valid: SeriesPacked, seed: int = 0) -> DLinear:
-    """Train by Adam on absolute errors; the weights that err least on the validation part are kept."""
+    """Train by Adam on absolute errors; the weights that err least on the validation part stay."""
     panel = packed.panel
     longest = int(packed.lengths.max())
     season = max(panel.season, panel.horizon)
@@ -79,7 +80,7 @@ def fit_dlinear(packed: SeriesPacked, valid: SeriesPacked, seed: int = 0) -> DLi
 
 
 def windows(packed: SeriesPacked, at: Int[Tensor, " M"], window: int) -> Float[Tensor, "M L"]:
-    """The last `window` values up to each position, scaled; missing ones repeat the last one seen."""
+    """The last `window` values up to each position, scaled; missing ones repeat the last seen."""
     panel = packed.panel
     place = packed.steps[at][:, None] + torch.arange(1 - window, 1)
     begin = panel.begin[packed.series_at(at)][:, None]
@@ -98,8 +99,8 @@ def spread_quantiles(
     """Quantiles around a point forecast: those of its scaled errors on the validation part."""
     steps = []
     for column in errors.T:
-        known = column[~column.isnan()]
-        steps.append(torch.quantile(known, known.new_tensor(levels)))
+        known = column[~column.isnan()].numpy()  # none: a validation part without values
+        steps.append(torch.from_numpy(np.quantile(known if len(known) else [0.0], levels)))
     return middle[..., None] + scale[:, None, None] * torch.stack(steps)
 
 

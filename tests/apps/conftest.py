@@ -1,0 +1,64 @@
+"""Small data of every kind, and a model of each, fitted once."""
+
+import pytest
+from made_up_data import TINY, events_frame, interactions_frame, prose, series_frame
+
+from stepscan.apps.fit import fit
+from stepscan.apps.kinds import domain_of
+from stepscan.data.base import DataOptions
+from stepscan.data.open import open_dataset
+from stepscan.models import SequenceModel
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """A file of every kind of data but images."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "prose.txt").write_text(prose())
+    events_frame().to_csv(folder / "events.csv", index=False)
+    series_frame().to_csv(folder / "series.csv", index=False)
+    interactions_frame().to_csv(folder / "interactions.csv", index=False)
+    return {
+        "text": folder / "prose.txt",
+        "events": folder / "events.csv",
+        "series": folder / "series.csv",
+        "interactions": folder / "interactions.csv",
+        "images": "digits",
+    }
+
+
+@pytest.fixture(scope="session")
+def options():
+    """How to read each file."""
+    return {"series": DataOptions(horizon=6, test=24, valid=24)}
+
+
+@pytest.fixture(scope="session")
+def datasets(files, options):
+    """Every kind of data, read."""
+    return {kind: open_dataset(file, options.get(kind)) for kind, file in files.items()}
+
+
+@pytest.fixture(scope="session")
+def models(files, options, tmp_path_factory):
+    """A fitted model of a kind of data, made when it is first asked for."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            out = tmp_path_factory.mktemp("runs") / kind
+            made[kind] = fit(files[kind], options=options.get(kind), out=out, **TINY)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture
+def small(datasets):
+    """A fresh domain of a kind of data, and a fresh little model for it."""
+
+    def get(kind, layers="min_gru"):
+        domain = domain_of(datasets[kind])
+        return domain, SequenceModel(domain.config(layers, 16)).eval()
+
+    return get
