@@ -19,7 +19,7 @@ AFTER = {
 }
 
 
-def write_tickets(path: Path, cases: int = 300) -> None:
+def write_tickets(path: Path, cases: int = 200) -> None:
     """Columns named as somebody else named them: stepscan says how it reads them."""
     draw = random.Random(0)
     with path.open("w", newline="") as file:
@@ -39,7 +39,7 @@ def write_tickets(path: Path, cases: int = 300) -> None:
 
 if __name__ == "__main__":
     write_tickets(Path("tickets.csv"))
-    model = ss.fit("tickets.csv", steps=150, width=32)
+    model = ss.fit("tickets.csv", steps=80, width=32, layers="min_gru", rows=16, length=64)
 
     again = ss.load(model.about["folder"])
     print(again)

@@ -50,12 +50,12 @@ def plain(data, dataset, series, calendar):
     return values, min(values), max(values)
 
 
-def base_of(values, first, t, h):
+def base_of(values, first, t, h, season=SEASON):
     """The seasonal naive forecast of t + h made at t, straight from its definition."""
     place = t + h
     while place > t:
-        place -= SEASON
-    for candidate in (place, place - SEASON):
+        place -= season
+    for candidate in (place, place - season):
         if candidate in values:
             return values[candidate]
     seen = [d for d in values if first <= d <= t]
@@ -98,6 +98,13 @@ def test_steps_equal_a_plain_loop(part, calendar):
             assert reals[at, :3].tolist() == pytest.approx(head, abs=1e-4)
             shape = [(b - schema.center[s]) / schema.scale[s] for b in wanted_base]
             assert reals[at, 3 : 3 + HORIZON].tolist() == pytest.approx(shape, abs=1e-4)
+            assert 2 * SEASON in schema.lags
+            for n, lag in enumerate(schema.lags, start=1):
+                forecast = [base_of(values, first, t, h, lag) for h in range(1, HORIZON + 1)]
+                pairs = zip(forecast, wanted_base, strict=True)
+                shape = [max(-10, min(10, (f - b) / schema.spread[s])) for f, b in pairs]
+                place = 3 + n * HORIZON
+                assert reals[at, place : place + HORIZON].tolist() == pytest.approx(shape, abs=1e-4)
             known = reals[at, -HORIZON:] * schema.covariate_scale[1] + schema.covariate_center[1]
             for h in range(1, HORIZON + 1):
                 when = str(np.datetime64("2023-01-01") + t + h) if calendar else t + h

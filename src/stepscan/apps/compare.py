@@ -199,11 +199,12 @@ def verdict(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         won = sum(metric.wins(a, b) for a, b in pairs)
         gap = paired_difference(*zip(*pairs, strict=True)) if pairs else None
+        ahead = best - other if gap is None else gap.mean
         spread = "" if gap is None or gap.half is None else f" ± {gap.half:.2g}"
         sure = gap is not None and gap.excludes_zero
         text += (
-            f"; it leads {second['name']} by {abs(best - other):.2g}{spread} "
-            f"({won} of {len(pairs)} seeds{'' if sure else ', not beyond the noise'})"
+            f"; it leads {second['name']} by {ahead if metric.better == 'higher' else -ahead:.2g}"
+            f"{spread} ({won} of {_seeds(len(pairs))}{'' if sure else ', not beyond the noise'})"
         )
     if simple:
         baseline, score = simple[0]
@@ -326,6 +327,10 @@ def _ranked(
     return sorted(scored, key=lambda pair: pair[1], reverse=metric.better == "higher")
 
 
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
+
+
 def _failures(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The candidates that gave no score with some seed."""
     found = []
@@ -333,7 +338,7 @@ def _failures(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         values = row["scores"].get(metric.name, [])
         failed = sum(value is None for value in values)
         if failed and not row["baseline"]:
-            found.append(f"{row['name']} failed with {failed} of {len(values)} seeds")
+            found.append(f"{row['name']} failed with {failed} of {_seeds(len(values))}")
     return found
 
 

@@ -154,7 +154,12 @@ def _run(
     def keep(model: SequenceModel, scores: Scores) -> None:
         Model(model, schema, about | {"valid": scores}).save(folder / "model")
 
+    candidate: Candidate | None = None
+
     def show(_: Mapping[str, Any]) -> None:
+        if candidate is None:  # the trainer notes something while it is being made
+            return
+        trainer = candidate.trainer
         score = f"{metric.name} {candidate.curve[-1]['score']:.3f}  " if candidate.curve else ""
         rate = trainer.tokens / trainer.seconds if trainer.seconds else 0.0
         left = "" if math.isnan(trainer.seconds_left) else f"left {clock(trainer.seconds_left)}"

@@ -46,39 +46,50 @@ class Panel:
     """Robust standard deviation of the errors of the base: the unit of the targets."""
     horizon: int
     season: int
+    lags: tuple[int, ...]
+    """Further seasons: what the seasonal naive forecast would say with them is an input too."""
     last_seen: Int[Tensor, " N"]
     """The last step at or before this one with a value: every series begins with one."""
 
     @property
     def width(self) -> int:
         """The number of real channels of a step."""
-        return 3 + self.horizon + self.channels.shape[1] + self.ahead.shape[1] * self.horizon
+        forecasts = 1 + len(self.lags) + self.ahead.shape[1]
+        return 3 + forecasts * self.horizon + self.channels.shape[1]
 
-    def base(self, at: Int[Tensor, "..."]) -> Float[Tensor, "... H"]:
-        """The seasonal naive forecast made at these steps, in real units."""
+    def base(
+        self, at: Int[Tensor, "..."], season: int | None = None
+    ) -> Float[Tensor, "... H"]:
+        """The seasonal naive forecast made at these steps, in real units; also of another season."""
+        season = self.season if season is None else season
         ahead = torch.arange(1, self.horizon + 1)
         begin = self.begin[self.series[at]][..., None]
         base = self.y[self.last_seen[at]][..., None].expand(*at.shape, self.horizon)
-        if not self.season:
+        if not season:
             return base
-        back = -(-ahead // self.season) * self.season
-        for earlier in (self.season, 0):  # the nearest season is looked at last, and wins
+        back = -(-ahead // season) * season
+        for earlier in (season, 0):  # the nearest season is looked at last, and wins
             place = at[..., None] + ahead - back - earlier
             value = self.y[place.clamp(min=0)]
             base = torch.where((place >= begin) & ~value.isnan(), value, base)
         return base
 
     def inputs(self, at: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:
-        """Value, missing, change in a season, base, covariates, calendar, known ahead."""
+        """Value, missing, change in a season, base, the base of each lag, covariates, calendar,
+        known ahead.
+        """
         series = self.series[at]
         value, center, scale = self.y[at], self.center[series], self.scale[series]
         before = at - max(self.season, 1)
         change = (value - self.y[before.clamp(min=0)]) / self.spread[series]
         change = change.masked_fill(before < self.begin[series], 0).clamp(-LARGEST, LARGEST)
-        base = (self.base(at) - center[..., None]) / scale[..., None]
+        base = self.base(at)
+        spread = self.spread[series][..., None]
+        others = [((self.base(at, lag) - base) / spread).clamp(-LARGEST, LARGEST) for lag in self.lags]
         parts = [
             torch.stack([(value - center) / scale, value.isnan(), change], -1).nan_to_num(0.0),
-            base,
+            (base - center[..., None]) / scale[..., None],
+            *others,
             self.channels[at],
         ]
         if self.ahead.shape[1]:

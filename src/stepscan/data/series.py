@@ -52,6 +52,8 @@ class SeriesSchema(Schema):
     """The covariates known ahead."""
     horizon: int
     season: int
+    lags: tuple[int, ...]
+    """Further seasons: twice the season, and the others that are usual at this frequency."""
     months: int
     """The grid: see `Frequency`."""
     step: int
@@ -76,9 +78,9 @@ class SeriesSchema(Schema):
 
     @property
     def reals(self) -> int:
-        """Value, missing, change, base, covariates, calendar, known ahead."""
-        known = len(self.future) * self.horizon
-        return 3 + self.horizon + len(self.covariates) + 2 * len(self.periods) + known
+        """Value, missing, change, base, that of each lag, covariates, calendar, known ahead."""
+        forecasts = 1 + len(self.lags) + len(self.future)
+        return 3 + forecasts * self.horizon + len(self.covariates) + 2 * len(self.periods)
 
     @property
     def columns(self) -> Columns:
@@ -165,6 +167,8 @@ def series_dataset(
     season = options.season
     if season is None:
         season = choose_season(grid, cuts[0], frequency.seasons, horizon)
+    others = {2 * season, *frequency.seasons} - {0, season}
+    lags = tuple(sorted(lag for lag in others if 2 * lag <= int((cuts[0] - grid.begin).max())))
     stats = measure(grid, cuts[0], season, horizon, before_test=cuts[1])
     trained = grid.covariates[np.arange(len(grid.y)) < cuts[0][grid.series]]
     center, scale = robust_columns(trained)
@@ -173,6 +177,7 @@ def series_dataset(
         **columns._asdict(),
         horizon=horizon,
         season=season,
+        lags=lags,
         months=frequency.months,
         step=frequency.step,
         origin=frequency.origin,
@@ -187,7 +192,7 @@ def series_dataset(
         naive=tuple(stats.naive.tolist()),
     )
     panel = _panel(grid, schema, stats)
-    context = max(CONTEXT, 2 * season)
+    context = max(CONTEXT, 2 * season, *lags)
     parts: dict[str, Packed] = {
         "train": SeriesPacked(
             panel, grid.names, first=grid.begin, last=cuts[0], low=grid.begin + 1, high=cuts[0]
@@ -259,6 +264,7 @@ def _panel(grid: Grid, schema: SeriesSchema, stats: Stats) -> Panel:
         spread=torch.from_numpy(stats.spread),
         horizon=schema.horizon,
         season=schema.season,
+        lags=schema.lags,
         last_seen=torch.from_numpy(seen),
     )
 
