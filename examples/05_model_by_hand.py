@@ -9,7 +9,7 @@ VOCABULARY, ROWS, LENGTH = 32, 16, 64
 
 
 def draw(rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two packed documents a row, each a random word of 8 letters that repeats; and their starts."""
+    """Two packed documents a row, each one word of 8 letters again and again; and their starts."""
     words = torch.randint(VOCABULARY, (ROWS, 2, 8), generator=rng)
     tokens = words.repeat(1, 1, LENGTH // 16).flatten(1)
     resets = torch.zeros(ROWS, LENGTH, dtype=torch.bool)

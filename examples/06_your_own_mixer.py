@@ -39,7 +39,8 @@ class Leaky(Mixer[LeakyState]):
     def forward(self, x, state=None, resets=None):
         a = self.rate.sigmoid()
         hidden = None if state is None else state.hidden
-        h, hidden = linear_scan(a.expand_as(x), (1 - a) * self.write(x), state=hidden, resets=resets)
+        b = (1 - a) * self.write(x)
+        h, hidden = linear_scan(a.expand_as(b), b, state=hidden, resets=resets)
         return self.read(h), LeakyState(hidden)
 
 
@@ -47,11 +48,12 @@ if __name__ == "__main__":
     mixer, x = LeakyConfig().build(16), torch.randn(2, 50, 16)
     resets = torch.rand(2, 50) < 0.1
     y, last = mixer(x, None, resets)
-    (y1, s), end = mixer(x[:, :20], None, resets[:, :20]), x[:, 20:]
-    y2, s = mixer(end, s, resets[:, 20:])
+    y1, s = mixer(x[:, :20], None, resets[:, :20])
+    y2, s = mixer(x[:, 20:], s, resets[:, 20:])
     torch.testing.assert_close((torch.cat([y1, y2], 1), s), (y, last), atol=1e-5, rtol=0)
     print("the whole equals its pieces, resets and all; `make check` has six more laws")
 
-    config = ModelConfig(head=NextToken(vocab=9), layers=(LeakyConfig(),) * 2, width=16, tokens=(9,))
-    logits, state = SequenceModel(config)(torch.randint(9, (2, 50)))
-    print("in a model:", tuple(logits.shape), "with", len(state), "states")
+    two = (LeakyConfig(), LeakyConfig())
+    config = ModelConfig(head=NextToken(vocab=9), layers=two, width=16, tokens=(9,))
+    logits, _ = SequenceModel(config)(torch.randint(9, (2, 50)))
+    print("in a model of two layers:", tuple(logits.shape))

@@ -1,4 +1,4 @@
-"""The demo: models compared on three real data sets, then text, a forecast and next legs from them."""
+"""The demo: models compared on three real data sets, then what the best of them say."""
 
 import argparse
 from pathlib import Path

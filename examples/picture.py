@@ -1,4 +1,4 @@
-"""The picture of the README from a results.json: quality against decode speed, one panel a data set.
+"""The picture of the README from a results.json: quality against decode speed.
 
 python examples/picture.py RESULTS.json PICTURE.svg
 """
@@ -13,7 +13,7 @@ from stepscan.apps.report.charts import trade_off
 from stepscan.apps.report.drawing import HEIGHT, WIDTH, Looks
 from stepscan.apps.report.markup import Markup, tag
 
-GAP, HEAD, INDENT = 28, 40, 46
+GAP, HEAD, FOOT, INDENT = 40, 40, 26, 46
 FONT = "ui-sans-serif, system-ui, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 
 
@@ -22,7 +22,22 @@ def style() -> str:
     sheet = files("stepscan.apps.report").joinpath("style.css").read_text()
     colours = sheet[: sheet.index("* { box-sizing")]
     chart = sheet[sheet.index(".chart text") : sheet.index(".wide {")]
-    return f"{colours}{chart} svg {{ font-family: {FONT} }} .board {{ fill: var(--paper) }}"
+    more = f"""
+svg {{ font-family: {FONT} }} .chart {{ overflow: visible }} .board {{ fill: var(--paper) }}
+.title {{ font-size: 14px; font-weight: 600; fill: var(--ink) }} .foot {{ fill: var(--soft) }}
+"""
+    return colours + chart + more
+
+
+def caption(sections: list[dict]) -> str:
+    """How the figures came about: the budget of the first section, which all share in one run."""
+    budget = sections[0]["budget"]
+    seeds = len(budget["seeds"])
+    return (
+        f"Trained for {60 * budget['minutes']:.0f} seconds each, {seeds} seed{'s' * (seeds != 1)}. "
+        "Small circle: after 1,024 steps of past; large mark: after 65,536. "
+        "Dashed: the best simple method."
+    )
 
 
 def picture(results: dict) -> str:
@@ -43,15 +58,15 @@ def picture(results: dict) -> str:
         panels.append(tag("g", title, inner, transform=f"translate({left:g} {HEAD})"))
     if not panels:
         raise ValueError("no candidate of these results has a decode speed")
-    width, height = len(panels) * (WIDTH + GAP), HEIGHT + HEAD + 8
-    sheet = style() + ".title { font-size: 14px; font-weight: 600; fill: var(--ink) }"
+    width, height = len(panels) * (WIDTH + GAP), HEIGHT + HEAD + FOOT
     board = tag("rect", width=width, height=height, class_="board")
     return str(
         tag(
             "svg",
-            Markup(f"<style>{sheet}</style>"),
+            Markup(f"<style>{style()}</style>"),
             board,
             *panels,
+            tag("text", caption(sections), x=INDENT, y=height - 10, class_="foot", font_size=12),
             xmlns="http://www.w3.org/2000/svg",
             viewBox=f"0 0 {width} {height}",
             role="img",

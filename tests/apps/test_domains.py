@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stepscan.apps.baselines.ngram import NGram
 from stepscan.apps.candidate import Candidate
 from stepscan.apps.events import median_gap
 from stepscan.apps.kinds import DOMAINS
@@ -41,6 +42,17 @@ def test_bits_per_byte(small):
                 nats -= float(logits[step, token] - logits[step].exp().sum().log())
                 size += token < 256
     assert domain.score(model) == {"bits/byte": pytest.approx(nats / math.log(2) / size, rel=1e-4)}
+
+
+def test_a_letter_never_seen_costs_the_n_gram_much_but_not_everything(small):
+    domain, _ = small("text")
+    (_, scores), *_ = domain.baselines()
+    assert 0 < scores["bits/byte"] < 8
+    rng = np.random.default_rng(0)
+    model = NGram(rng.integers(0, 3, 3000), 5, 3)
+    cost = -model.log_probabilities(np.array([0, 4, 1]))
+    assert np.isfinite(cost).all()
+    assert cost[1] > cost[0]
 
 
 @torch.no_grad()

@@ -274,6 +274,16 @@ def test_a_diverged_candidate_is_shown_as_failed(files, tmp_path, monkeypatch):
     assert "failed" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_an_interrupted_comparison_leaves_no_empty_folder(files, tmp_path, monkeypatch):
+    def interrupt(*_args, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "advance", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        compare(files["events"], ["min_gru"], seeds=1, out=tmp_path / "out", **PLAN)
+    assert not (tmp_path / "out").exists()
+
+
 def test_scores_that_are_not_finite_are_failures(files, tmp_path, monkeypatch):
     plain = compare_app.Candidate.finish
 

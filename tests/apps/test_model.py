@@ -109,7 +109,8 @@ def test_streamed_forecasts_are_those_of_forecast(models):
     first, state = model.stream(pd.concat([frame[:-6], ahead]))
     rest, _ = model.stream(frame.tail(6), state)
     near(torch.cat([first, rest]), whole)
-    assert len(state.memory.rows) < 2 * model.schema.season + 12
+    longest = max((model.schema.season, *model.schema.lags))
+    assert len(state.memory.rows) < 2 * longest + 12
 
 
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
@@ -191,8 +192,6 @@ def test_what_was_saved_is_loaded(kind, models):
         torch.ones(1, 9, config.reals) if config.reals else None,
     )
     near(again.stream(inputs)[0], model.stream(inputs)[0], 0)
-    metric = DOMAINS[kind].metrics[0].name
-    assert model.about["test"][metric] == model.about["test"][metric]
 
 
 def test_the_same_question_in_any_form(models):

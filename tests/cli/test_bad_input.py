@@ -103,6 +103,8 @@ CASES = {
     "dropout": ("fit events.csv --dropout 1", "want 0 <= dropout < 1"),
     "unknown flag": ("fit events.csv --stepz 3", "unknown option --stepz. Did you mean '--steps'"),
     "not a whole number": ("fit events.csv --steps x", "--steps: want a whole number, got 'x'"),
+    "not a seed": ("fit events.csv --seed x", "--seed: want a whole number, got 'x'"),
+    "not a number of minutes": ("compare events.csv --minutes x", "--minutes: want a number, got"),
     "no value": ("fit events.csv --steps", "--steps.*Expected"),
     "unknown command": ("fitt events.csv", "unknown command 'fitt'. Did you mean 'fit'"),
     "nothing to resume": ("fit --resume runs/none", "is runs/none a run folder"),
@@ -373,41 +375,37 @@ def test_forecast_and_generate(runs, capsys, tmp_path):
     assert "the" + json.loads(capsys.readouterr().out)["text"] == first.rstrip("\n")
 
 
+def renamed(frame, **more):
+    names = {"ds": "Measured At", "y": "kWh", "unique_id": "Site Name", "item": "product"}
+    names |= {"case": "ORDER ID", "activity": "STEP"}
+    return csv(frame.rename(columns=names), **more)
+
+
+ORDERS = events_frame().rename(columns={"timestamp": "WHEN"})
+BOUGHT = interactions_frame()
+BOUGHT["when"] = pd.to_datetime(BOUGHT.pop("timestamp"), unit="s")
 OTHER_NAMES = {
     "series": (
-        csv(
-            series_frame().rename(
-                columns={"ds": "Measured At", "y": "kWh", "unique_id": "Site Name"}
-            )
-        ),
-        ['time "Measured At"', 'series "Site Name"', 'target "kWh"', "--horizon", "6"],
+        renamed(series_frame()),
+        ["--horizon", "6"],
+        ['time "Measured At"', 'series "Site Name"', 'target "kWh"'],
     ),
     "events": (
-        csv(
-            events_frame().rename(
-                columns={"case": "ORDER ID", "activity": "STEP", "timestamp": "WHEN"}
-            ),
-            sep=";",
-        ),
+        renamed(ORDERS, sep=";"),
+        ["--activity", "STEP"],
         ['case "ORDER ID"', 'activity "STEP"', 'time "WHEN"'],
     ),
-    "interactions": (
-        csv(interactions_frame().rename(columns={"item": "product", "timestamp": "when"})),
-        ['user "user"', 'item "product"', 'time "when"'],
-    ),
+    "interactions": (renamed(BOUGHT), [], ['user "user"', 'item "product"', 'time "when"']),
 }
 
 
-@pytest.mark.parametrize("kind", OTHER_NAMES)
-def test_columns_of_any_name_are_found_and_said(kind, here, capsys):
-    content, wanted = OTHER_NAMES[kind]
+@pytest.mark.parametrize(("content", "told", "wanted"), OTHER_NAMES.values(), ids=OTHER_NAMES)
+def test_columns_of_any_name_are_found_and_said(content, told, wanted, here, capsys):
     Path("data.csv").write_text(content)
-    more = wanted[wanted.index("--horizon") :] if "--horizon" in wanted else []
-    code = main(["fit", "data.csv", "--layers", "min_gru", *more, *QUICK])
+    code = main(["fit", "data.csv", "--layers", "min_gru", *told, *QUICK])
     out, err = capsys.readouterr()
     assert code == 0, err
-    for words in wanted[: len(wanted) - len(more)]:
-        assert words in out
+    assert all(words in out for words in wanted)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Candidates in equal time on this machine: trained in turns, several seeds, beside baselines."""
 
+import contextlib
 import dataclasses
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,8 +100,39 @@ def compare(
                 SequenceModel(domain.candidate(name, width))
     title = "compare " + " ".join(domain.dataset.name for domain in domains)
     folder = runs.new_folder(title, out)
+    try:
+        return _run(
+            list(zip(sources, domains, strict=True)),
+            candidates,
+            minutes=minutes,
+            seeds=seeds,
+            width=width,
+            options=options,
+            folder=folder,
+            title=title,
+            voice=voice,
+        )
+    finally:
+        with contextlib.suppress(OSError):  # interrupted before there was anything to keep
+            folder.rmdir()
+
+
+def _run(
+    data: Sequence[tuple[str | os.PathLike[str], Domain]],
+    candidates: Sequence[str],
+    *,
+    minutes: float,
+    seeds: int,
+    width: int | None,
+    options: DataOptions | None,
+    folder: Path,
+    title: str,
+    voice: Voice,
+) -> dict[str, Any]:
+    """Data set after data set; what is finished is kept if the next one is interrupted."""
     sections: list[dict[str, Any]] = []
-    for source, domain in zip(sources, domains, strict=True):
+    results: dict[str, Any] = {}
+    for source, domain in data:
         voice.say(*domain.dataset.lines())
         voice.say(report.opening({"budget": {"minutes": minutes, "seeds": list(range(seeds))}}))
         with voice.moving():
@@ -123,7 +156,6 @@ def compare(
             where = folder / "models" / runs.word(domain.dataset.name) / runs.word(name)
             Model(model, domain.dataset.schema, about).save(where)
         results = runs.results(f"stepscan {title}", sections, runs.command_line())
-        # Also if the next data set is interrupted.
         runs.write_json(folder / "results.json", results)
         report.write(results, folder / "report.html")
         voice.say(*report.leaderboard(found), f"verdict  {found['verdict']}", "")

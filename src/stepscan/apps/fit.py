@@ -98,7 +98,6 @@ def fit(
     voice = voice or Voice(quiet=quiet)
     asked = FitOptions(**choices)
     dataset = open_dataset(os.fspath(data), options)
-    voice.say(*dataset.lines())
     domain = domain_of(dataset)
     config = _model_config(domain, asked)
     train = _train_config(domain, asked)
@@ -113,6 +112,7 @@ def fit(
         "versions": runs.versions(),
     }
     runs.write_json(folder / PLAN, plan)
+    voice.say(*dataset.lines())
     return _run(domain, config, train, folder, voice, resume=False)
 
 

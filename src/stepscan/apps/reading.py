@@ -193,7 +193,8 @@ def _series(schema: SeriesSchema, frame: "pd.DataFrame", memory: SeriesMemory | 
     at = slice_of(len(packed)) if memory is None else (stamps > memory.until).nonzero()[:, 0]
     last = int(stamps[-1])
     # Two seasons back is as far as any input looks; rows after the last value wait for one.
-    far = int(stamps[max(0, len(packed) - 2 * schema.season - 2)])
+    longest = max((schema.season, *packed.panel.lags))
+    far = int(stamps[max(0, len(packed) - 2 * longest - 2)])
     rows = table.frame[clock >= far].reset_index(drop=True)
     if schema.time is None:
         last -= int((clock < far).sum())

@@ -63,6 +63,9 @@ def _reason(said: str) -> str:
     wrong = re.search(r"Error parsing (\S+): (.*)", reason)
     if wrong is None:
         return re.sub(r"^(Unrecognized options|Missing argument|Value error) ", "", reason)
+    plain = re.search(r"(int|float)\S*( with base 10)?: (.*?)\.?$", wrong[2])
+    if plain is not None:
+        return f"{wrong[1]}: want a {'whole ' * (plain[1] == 'int')}number, got {plain[3]}."
     got = re.search(r"from \[?(.*?)\]?\.?$|(?:got|value) (.*?)\.?$", wrong[2])
     kind = re.search(r"matching (\S+)", wrong[2])
     if got is None or kind is None:

@@ -10,6 +10,7 @@ import tyro
 from stepscan.apps.model import Model
 from stepscan.cli.arguments import parse
 from stepscan.cli.table import show
+from stepscan.data.base import Dataset
 from stepscan.data.named import NAMED
 from stepscan.data.open import open_dataset
 
@@ -32,17 +33,23 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = parse(Args, argv, command="forecast")
     model = Model.load(args.model)
-    named = args.data in NAMED and not Path(args.data).exists()
-    frame = model.forecast(open_dataset(args.data) if named else args.data)
+    frame = model.forecast(_data(args.data, model))
     if args.out is not None:
         part = args.out.with_name(f".{args.out.name}.part")
         frame.to_csv(part, index=False)
         part.replace(args.out)
         print(f"saved  {args.out}  {len(frame):,} rows")
         return 0
-    rows = frame.to_dict("records")
+    rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
     if args.json:
         print(json.dumps(rows, indent=2))
     else:
         show(rows, as_json=False)
     return 0
+
+
+def _data(data: str | None, model: Model) -> str | Dataset | None:
+    """A file, or the name of a data set; what the model was trained on is read as it was then."""
+    if data is None or data not in NAMED or Path(data).exists():
+        return data
+    return None if data == model.about.get("source") else open_dataset(data)

@@ -41,15 +41,15 @@ class Case(NamedTuple):
         arguments, options = self.inputs
         return self.verb(*arguments, **options, form=form)
 
-    def derive(self, form: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Outputs and final state; and the gradients of a loss that weighs every number in them."""
+    def derive(self, form: str) -> list[Tensor]:
+        """Outputs, final state, and the gradients of a loss that weighs every number in them."""
         arguments, options = pytree.tree_map_only(Tensor, _leaf, self.inputs)
-        found = [*pytree.tree_leaves(self.verb(*arguments, **options, form=form))]
+        found = pytree.tree_leaves(self.verb(*arguments, **options, form=form))
         real = [torch.view_as_real(t) if t.is_complex() else t for t in found if t.requires_grad]
         loss = sum((t * torch.arange(t.numel()).to(t).cos().view_as(t)).sum() for t in real)
         leaves = [t for t in pytree.tree_leaves((arguments, options)) if isinstance(t, Tensor)]
         gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)  # type: ignore[arg-type]
-        return found, list(gradients)
+        return [t.detach() for t in (*found, *gradients)]
 
 
 def cases(T: int, *, heads: int, size: int, width: int) -> Iterator[Case]:

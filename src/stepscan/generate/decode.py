@@ -26,6 +26,7 @@ def decode(
         raise ValueError("generate: this model reads both ways, so it has no next token")
     if not prompt.shape[1]:
         raise ValueError("generate: want at least one token to start from, got none")
+    logits: Any = None
     for part in prompt.split(piece, 1):
         logits, state = model(Inputs(tokens=part[..., None]), state)
     while True:

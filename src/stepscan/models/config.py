@@ -92,7 +92,8 @@ class ModelConfig:
 def _placed(config: MixerConfig, layer: int, layers: int) -> MixerConfig:
     """A mixer whose initial values depend on depth has these two fields: fill them in."""
     if {"layer", "layers"} <= {f.name for f in dataclasses.fields(config)}:
-        return dataclasses.replace(config, **{"layer": layer, "layers": layers})
+        depth: dict[str, Any] = {"layer": layer, "layers": layers}
+        return dataclasses.replace(config, **depth)
     return config
 
 

@@ -50,6 +50,7 @@ class Embed(nn.Module):
         # Of unit size where they enter the stack, and of a size that a tied output map wants.
         self.scale = math.sqrt(width)
         for table in self.tables:
+            assert isinstance(table, nn.Embedding)
             nn.init.normal_(table.weight, std=1 / self.scale)
 
     def forward(self, inputs: Inputs) -> Float[Tensor, "B T D"]:

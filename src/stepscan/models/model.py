@@ -5,6 +5,7 @@ x = x + mixer(norm(x));  x = x + mlp(norm(x))        per block
 outputs = head(norm(x))
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,14 +60,19 @@ class SequenceModel(nn.Module):
     @property
     def causal(self) -> bool:
         """Whether every mixer is causal, so that the model can be streamed."""
-        return all(block.mixer.causal for block in self.blocks)
+        return all(mixer.causal for mixer in self._mixers())
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> State:
         """The state before the first step of `batch` rows."""
-        mixers = (block.mixer for block in self.blocks)
-        return tuple(mixer.init_state(batch, device=device, dtype=dtype) for mixer in mixers)
+        states = (m.init_state(batch, device=device, dtype=dtype) for m in self._mixers())
+        return tuple(states)
+
+    def _mixers(self) -> Iterator[Mixer]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block.mixer
 
     def forward(
         self,

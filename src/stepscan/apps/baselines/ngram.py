@@ -5,7 +5,8 @@ Goodman 1999, section 3): the classical yardstick of text.
 
 h' is h without its oldest token, N(h .) the number of different tokens seen after h, and below the
 highest order c counts the different tokens seen before, not the occurrences. P_0 is uniform. One
-discount per order, D = n1 / (n1 + 2 n2). A context that was never seen passes on to the next order.
+discount per order, D = n1 / (n1 + 2 n2), with n1 at least 1 where some gram was never seen. A
+context that was never seen passes on to the next order.
 """
 
 from typing import NamedTuple
@@ -59,14 +60,16 @@ class NGram:
             contexts = keys[k - 1] // vocab
             size = 1 if k == 1 else len(keys[k - 2])
             seen = counts > 0
-            once, twice = (counts == 1).sum(), (counts == 2).sum()
+            once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+            if seen.sum() < size * vocab:  # what was never seen must stay possible
+                once = max(once, 1)
             self.orders.append(
                 Order(
                     keys[k - 1],
                     counts,
-                    np.bincount(contexts, counts, size),
+                    np.bincount(contexts, counts, size).astype(np.float64),
                     np.bincount(contexts[seen], minlength=size).astype(np.float64),
-                    float(once / (once + 2 * twice)) if once else 0.0,
+                    once / (once + 2 * twice) if once else 0.0,
                 )
             )
 
