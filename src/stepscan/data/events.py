@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from stepscan.data.base import DataError, DataOptions, Dataset, Packed, Schema
 from stepscan.data.clock import DAY, WEEK, on_circles
-from stepscan.data.tables import NANOSECONDS, Table, codes, labels, times
+from stepscan.data.tables import Table, codes, labels, ticks, times
 from stepscan.names import lookup
 
 CHANNELS = 6
@@ -82,9 +82,10 @@ class EventSchema(Schema):
             return self.encode(Table(pd.DataFrame(columns | {self.time: list(stamps)}), "history"))[
                 0
             ]
-        steps = np.arange(len(activities)) * self.unit * (NANOSECONDS if self.calendar else 1)
+        steps = np.arange(len(activities)) * self.unit * ticks(self.calendar)
         table = Table(pd.DataFrame(columns), "history")
-        ids = [labels(table, name, "history") for name in (self.activity, *self.attributes)]
+        beside = (labels(table, name, "attribute").fillna("") for name in self.attributes)
+        ids = [labels(table, self.activity, "activity"), *beside]
         first = np.zeros(len(activities), np.int64)
         rows = _Rows(first, first, steps.round().astype(np.int64), ids)
         return _pack(self, rows, timed=False)
@@ -177,7 +178,7 @@ def time_channels(
 
 def _gaps(stamps: Int[np.ndarray, " N"], schema: EventSchema) -> Float[np.ndarray, " N"]:
     """Time since the row before, in units; meaningless at the first row of a case."""
-    scale = schema.unit * (NANOSECONDS if schema.calendar else 1)
+    scale = schema.unit * ticks(schema.calendar)
     return np.maximum(np.diff(stamps, prepend=stamps[:1]) / scale, 0)
 
 
@@ -254,7 +255,7 @@ def _measure(rows: _Rows, calendar: bool) -> tuple[float, float]:
     if not len(gaps):
         return 1.0, 1.0
     unit = float(np.median(gaps))
-    return unit / (NANOSECONDS if calendar else 1), float(gaps.min()) / unit / 2
+    return unit / ticks(calendar), float(gaps.min()) / unit / 2
 
 
 def _span(schema: EventSchema) -> str:

@@ -13,13 +13,13 @@ TABLE_KINDS = ("series", "events", "interactions")
 TELLING = {  # names as `_plain` writes them, the most telling first
     "time": """
         timestamp datetime time ds date timetimestamp starttime starttimestamp eventtime createdat
-        timehour month week day quarter year ts
+        timehour when month week day quarter year ts
     """,
     "case": """
         case caseid caseconceptname trace traceid session sessionid patient patientid order orderid
         ticket ticketid
     """,
-    "activity": "activity conceptname event eventname eventtype action task status",
+    "activity": "activity conceptname event eventname eventtype action task status step",
     "user": "user userid customer customerid visitor visitorid member memberid",
     "item": """
         item itemid product productid movie movieid song songid track trackid article articleid sku

@@ -57,10 +57,8 @@ class Panel:
         forecasts = 1 + len(self.lags) + self.ahead.shape[1]
         return 3 + forecasts * self.horizon + self.channels.shape[1]
 
-    def base(
-        self, at: Int[Tensor, "..."], season: int | None = None
-    ) -> Float[Tensor, "... H"]:
-        """The seasonal naive forecast made at these steps, in real units; also of another season."""
+    def base(self, at: Int[Tensor, "..."], season: int | None = None) -> Float[Tensor, "... H"]:
+        """The seasonal naive forecast made at these steps, in real units; `season` may differ."""
         season = self.season if season is None else season
         ahead = torch.arange(1, self.horizon + 1)
         begin = self.begin[self.series[at]][..., None]
@@ -85,11 +83,11 @@ class Panel:
         change = change.masked_fill(before < self.begin[series], 0).clamp(-LARGEST, LARGEST)
         base = self.base(at)
         spread = self.spread[series][..., None]
-        others = [((self.base(at, lag) - base) / spread).clamp(-LARGEST, LARGEST) for lag in self.lags]
+        others = [(self.base(at, lag) - base) / spread for lag in self.lags]
         parts = [
             torch.stack([(value - center) / scale, value.isnan(), change], -1).nan_to_num(0.0),
             (base - center[..., None]) / scale[..., None],
-            *others,
+            *(other.clamp(-LARGEST, LARGEST) for other in others),
             self.channels[at],
         ]
         if self.ahead.shape[1]:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 MISSING = ("", "NA", "NaN", "nan", "NULL", "null", "None", "<NA>", "NaT")
 DELIMITERS = ",;\t|"
-NANOSECONDS = 1_000_000_000
+NANOSECONDS = 1_000_000_000  # in a second
+MILLIONTHS = 1_000_000  # in a unit of plain numbers: six decimals are kept
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Times:
-    """Times as int64: nanoseconds since 1970 (UTC) on a calendar, plain numbers otherwise."""
+    """Times as int64: nanoseconds since 1970 (UTC) on a calendar, millionths of plain numbers
+    otherwise."""
 
     values: Int[np.ndarray, " N"]
     calendar: bool
     findings: tuple[str, ...] = ()
+
+
+def ticks(calendar: bool) -> int:
+    """What `Times` counts, in a second or in a unit of plain numbers."""
+    return NANOSECONDS if calendar else MILLIONTHS
 
 
 def load_pandas() -> None:
@@ -258,9 +265,7 @@ def _numeric_times(values: Float[np.ndarray, " N"], table: Table, column: str) -
     if whole.all() and values.min() >= 1500 and values.max() < 2200:
         years = (values.astype(np.int64) - 1970).astype("datetime64[Y]")
         return Times(years.astype("datetime64[ns]").astype(np.int64), calendar=True)
-    if not whole.all():
-        values = values * 1e6  # plain numbers keep six decimals
-    return Times(values.round().astype(np.int64), calendar=False)
+    return Times((values * MILLIONTHS).round().astype(np.int64), calendar=False)
 
 
 def _checked(frame: "pd.DataFrame", path: Path, missing: tuple[str, ...]) -> Table:
