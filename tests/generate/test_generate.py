@@ -34,6 +34,7 @@ def test_temperature_sharpens():
     torch.testing.assert_close(share, LOGITS.softmax(-1)[0], atol=0.015, rtol=0)
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"min_p": 2}])
 def test_nonsense_is_refused(wrong):
     with pytest.raises(ValueError, match=f"want {next(iter(wrong))} from"):

@@ -65,6 +65,7 @@ def test_depth_is_told_to_the_mixers_that_ask():
     assert [(c.layer, c.layers) for c in config.mixers] == [(0, 3), (1, 3), (2, 3)]
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -55,7 +55,7 @@ class Entrant:
 
 
 def compare(
-    data: str | os.PathLike[str] | Sequence[str] = "stdlib",
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = "stdlib",
     candidates: Sequence[str] = ("gated_delta_net", "mamba2", "attention", "lstm"),
     *,
     minutes: float = 1.0,

@@ -1,7 +1,7 @@
 """A trained model and what it was trained for: load it, ask it, stream through it, save it."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,7 +126,7 @@ class Model:
 
     @torch.no_grad()
     def stream(
-        self, data: Any, state: StreamState | None = None, *, times: Sequence[Any] | None = None
+        self, data: Any, state: StreamState | None = None, *, times: Iterable[Any] | None = None
     ) -> tuple[Any, StreamState]:
         """Read some steps and return what the model says after each, cut anywhere.
 
@@ -184,7 +184,7 @@ class Model:
         history: "Sequence[Any] | pd.DataFrame",
         *,
         top: int = 3,
-        times: Sequence[Any] | None = None,
+        times: Iterable[Any] | None = None,
         exclude_seen: bool = False,
     ) -> list[Prediction]:
         """The likeliest next events of a case, next items of a user, or classes of an image.
@@ -241,7 +241,7 @@ class Model:
                 found[str(names[which])] = self._named(scores, top, seen)
         return {str(name): found[str(name)] for name in names}
 
-    def next_time(self, history: Sequence[Any], times: Sequence[Any]) -> float:
+    def next_time(self, history: Sequence[Any], times: Iterable[Any]) -> float:
         """The median time to the next event of a case, in seconds (or plain units of time)."""
         schema = self._wants(EventSchema, "next_time")
         if not len(history):

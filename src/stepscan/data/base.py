@@ -4,7 +4,7 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -83,6 +83,9 @@ class Packed:
         }
 
 
+S = TypeVar("S", bound="Schema")  # not Self: the shape hook decorates methods one by one
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schema(abc.ABC):
     """What is needed to encode new data and to read a model's outputs: plain values only."""
@@ -104,7 +107,7 @@ class Schema(abc.ABC):
         return {"kind": self.kind} | {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[S], saved: Mapping[str, Any]) -> S:
         """Read what `to_dict` wrote; unknown, missing or foreign keys are errors."""
         wanted = {"kind"} | {f.name for f in fields(cls)}
         if saved.get("kind") != cls.kind:
