@@ -48,6 +48,8 @@ class Recipe:
     """Of matrices."""
     dropout: float = 0.0
     """Of block outputs."""
+    tie: bool = True
+    """Share the input embedding with the output map."""
     depth: int = 2
     """Layers of a candidate in `compare`: its mixer, so many times."""
 
@@ -86,7 +88,7 @@ class Domain(abc.ABC):
     ) -> ModelConfig:
         """The config of a model for this data."""
         tokens, reals = self.dataset.inputs
-        options.setdefault("dropout", self.recipe.dropout)
+        options = {"dropout": self.recipe.dropout, "tie": self.recipe.tie} | options
         return ModelConfig(
             head=self.head,
             layers=self.recipe.layers if layers is None else layers,

@@ -45,7 +45,7 @@ class Events(Domain):
         ),
     )
     recipe: Recipe = Recipe(
-        layers="gated_delta_net*2", width=96, rows=32, length=128, learning_rate=3e-3, dropout=0.1
+        layers="gated_delta_net*2", width=64, rows=8, length=128, learning_rate=2e-3, dropout=0.3
     )
 
     def __init__(self, dataset: Dataset) -> None:

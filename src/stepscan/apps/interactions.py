@@ -25,12 +25,14 @@ class Interactions(Domain):
     kind: ClassVar[str] = "interactions"
     metrics: tuple[Metric, ...] = METRICS
     recipe: Recipe = Recipe(
-        layers="(gated_delta_net attention)*1",
+        layers="gated_delta_net",
         width=64,
-        rows=32,
-        length=128,
-        learning_rate=2e-3,
-        dropout=0.3,
+        rows=64,
+        length=64,
+        learning_rate=6e-3,
+        dropout=0.5,
+        tie=False,
+        depth=1,
     )
 
     @property

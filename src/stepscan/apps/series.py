@@ -49,10 +49,10 @@ class Series(Domain):
     recipe: Recipe = Recipe(
         layers="gated_delta_net*2",
         width=64,
-        rows=16,
+        rows=4,
         length=256,
-        learning_rate=2e-3,
-        dropout=0.1,
+        learning_rate=3e-3,
+        dropout=0.2,
     )
 
     @property

@@ -34,7 +34,7 @@ class Text(Domain):
             "of each document), divided by its bytes. It does not depend on the tokenizer.",
         ),
     )
-    recipe: Recipe = Recipe(rows=16, length=256, learning_rate=3e-3)
+    recipe: Recipe = Recipe(rows=4, length=256, learning_rate=3e-3)
 
     @property
     def schema(self) -> TextSchema:
