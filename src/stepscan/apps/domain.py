@@ -88,14 +88,14 @@ class Domain(abc.ABC):
     ) -> ModelConfig:
         """The config of a model for this data."""
         tokens, reals = self.dataset.inputs
-        options = {"dropout": self.recipe.dropout, "tie": self.recipe.tie} | options
+        chosen: dict[str, Any] = {"dropout": self.recipe.dropout, "tie": self.recipe.tie}
         return ModelConfig(
             head=self.head,
             layers=self.recipe.layers if layers is None else layers,
             width=self.recipe.width if width is None else width,
             tokens=tokens,
             reals=reals,
-            **options,
+            **(chosen | options),
         )
 
     def candidate(self, mixer: str, width: int | None = None) -> ModelConfig:
