@@ -10,7 +10,7 @@ def made_up_sales(days: int = 400) -> pd.DataFrame:
     """Two shops with a weekly rhythm; one of them was closed for some days."""
     rng = np.random.default_rng(0)
     when = pd.date_range("2025-01-01", periods=days, freq="D")
-    week = np.array([10, 11, 12, 13, 18, 25, 4])[when.dayofweek]
+    week = np.array([10, 11, 12, 13, 18, 25, 4])[when.day_of_week]
     shops = []
     for shop, level in (("North", 1.0), ("South", 2.5)):
         sold = level * week * rng.lognormal(0, 0.1, days)

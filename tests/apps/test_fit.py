@@ -219,7 +219,8 @@ def test_a_comparison_leaves_a_report_results_and_models(files, options, tmp_pat
         check_section(section)
         trained = [row for row in section["candidates"] if not row["baseline"]]
         assert [row["name"] for row in trained] == ["min_gru", "gla[heads=2]"]
-        assert [len(row["config"]["layers"]) for row in trained] == [2, 2]
+        depth = DOMAINS[section["data"]["kind"]].recipe.depth
+        assert [len(row["config"]["layers"]) for row in trained] == [depth, depth]
         for row in trained:  # equal time, to a step
             assert row["seconds"] == pytest.approx([0.6, 0.6], abs=0.3)
     model = ss.load(tmp_path / "out" / "models" / "events.csv" / "min_gru")

@@ -57,7 +57,7 @@ def naive(dataset, data, part_cases, clock):
             if clock:
                 when = moment(row)
                 day = (when - when.normalize()).total_seconds() / 86_400
-                week = (when.dayofweek + day) / 7
+                week = (when.day_of_week + day) / 7
                 circles = [f(2 * math.pi * p) for p in (day, week) for f in (math.sin, math.cos)]
             reals.append([math.log1p(before), *circles, float(i == 0)])
             starts.append(i == 0)
