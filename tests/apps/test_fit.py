@@ -68,6 +68,12 @@ def weights(folder):
     return torch.cat([p.flatten() for p in ss.load(folder).network.parameters()])
 
 
+def test_tensorboard_is_drawn_where_asked(files, tmp_path):
+    pytest.importorskip("tensorboard", reason="pip install 'stepscan[track]'")
+    fit(files["events"], out=tmp_path / "run", tensorboard=True, **TINY)
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
 def test_the_same_command_gives_the_same_model(files, tmp_path):
     runs = [fit(files["events"], out=tmp_path / str(i), seed=1, **TINY).about for i in range(2)]
     assert torch.equal(*(weights(run["folder"]) for run in runs))

@@ -13,7 +13,7 @@ from stepscan.models import ModelConfig, SequenceModel
 from stepscan.train.config import TrainConfig
 from stepscan.train.loop import DivergedError, Trainer
 
-LOOK = 20_000  # steps of the validation part that a look reads
+LOOK = 20_000  # steps of the validation part that a look reads, unless told otherwise
 
 
 class Candidate:
@@ -26,6 +26,7 @@ class Candidate:
         directory: The run folder, or None to keep everything in memory.
         on_better: Called with the model and its scores whenever a look is the best so far.
         log: Called with every record of the trainer.
+        look: Steps of the validation part that a look reads.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class Candidate:
         directory: Path | None = None,
         on_better: Callable[[SequenceModel, Scores], None] | None = None,
         log: Callable[[dict[str, Any]], None] | None = None,
+        look: int = LOOK,
     ) -> None:
         self.domain = domain
         self.metric = domain.metrics[0]
+        self._look = look
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(train.seed)
             self.model = SequenceModel(config)
@@ -59,7 +62,7 @@ class Candidate:
 
     def look(self) -> Scores:
         """Score the weights as they are on a bounded piece of the validation part."""
-        scores = self.domain.score(self.model, "valid", LOOK)
+        scores = self.domain.score(self.model, "valid", self._look)
         score = scores[self.metric.name]
         finite = all(map(math.isfinite, scores.values()))
         trainer = self.trainer

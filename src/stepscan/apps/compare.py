@@ -27,7 +27,8 @@ from stepscan.train.loop import DivergedError
 
 SLICES = 12  # turns that each candidate's budget is cut into
 LOOKS = 8  # points of a learning curve
-TEST = 200_000  # steps of the test part at the most
+LOOK = 8_000  # steps that a look reads: many candidates look many times
+TEST = 60_000  # steps of the test part at the most
 
 
 @dataclass
@@ -272,7 +273,7 @@ def _train(
         train = _plan(domain.recipe, minutes, seed=seed)
         running: list[tuple[Entrant, Candidate]] = []
         for entrant in entrants:
-            run = Candidate(domain, entrant.config, train)
+            run = Candidate(domain, entrant.config, train, look=LOOK)
             entrant.runs.append(run)
             running.append((entrant, run))
         while running:

@@ -26,7 +26,7 @@ from stepscan.kernels import kernels
 from stepscan.models import ModelConfig, SequenceModel
 from stepscan.models.folder import recover
 from stepscan.train.config import TrainConfig
-from stepscan.train.log import METRICS, read
+from stepscan.train.log import METRICS, TensorBoard, read
 
 PLAN = "run.json"
 
@@ -55,6 +55,8 @@ class FitOptions:
     """Of block outputs."""
     carry: bool = False
     """Carry the state from stretch to stretch (truncated back-propagation through time)."""
+    tensorboard: bool = False
+    """Draw the training curves for TensorBoard too, into the run folder."""
     bf16: bool = False
     """Matrix products in bfloat16."""
     seed: int = 0
@@ -109,6 +111,7 @@ def fit(
         "options": None if options is None else dataclasses.asdict(options),
         "model": config.to_dict(),
         "train": dataclasses.asdict(train),
+        "tensorboard": asked.tensorboard,
         "versions": runs.versions(),
     }
     runs.write_json(folder / PLAN, plan)
@@ -143,20 +146,24 @@ def _run(
     *,
     resume: bool,
 ) -> Model:
+    plan = runs.read_json(folder / PLAN)
     schema, metric = domain.dataset.schema, domain.metrics[0]
     about = {
         "data": domain.dataset.name,
         "metric": metric.name,
         "folder": str(folder),
-        **{k: runs.read_json(folder / PLAN)[k] for k in ("source", "options")},
+        **{k: plan[k] for k in ("source", "options")},
     }
 
     def keep(model: SequenceModel, scores: Scores) -> None:
         Model(model, schema, about | {"valid": scores}).save(folder / "model")
 
     candidate: Candidate | None = None
+    board = TensorBoard(folder / "tensorboard") if plan.get("tensorboard") else None
 
-    def show(_: Mapping[str, Any]) -> None:
+    def show(record: Mapping[str, Any]) -> None:
+        if board is not None:
+            board(record)
         if candidate is None:  # the trainer notes something while it is being made
             return
         trainer = candidate.trainer
@@ -177,6 +184,8 @@ def _run(
         if signal is not None:
             raise StoppedError(folder, signal)
         model = candidate.finish()
+    if board is not None:
+        board.close()
     return _conclude(domain, candidate, model, folder, voice, about)
 
 

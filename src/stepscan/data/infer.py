@@ -29,7 +29,10 @@ TELLING = {  # names as `_plain` writes them, the most telling first
         uniqueid series seriesid id sensor sensorid site siteid sitename station stationid store
         storeid meter meterid device deviceid
     """,
-    "target": "y target value values demand load sales consumption amount",
+    "target": """
+        y target value values demand load sales consumption amount kwh mwh energy power price
+        revenue quantity volume count visits traffic
+    """,
 }
 
 
@@ -78,8 +81,9 @@ def interaction_roles(table: Table, options: DataOptions) -> dict[str, str]:
 def series_columns(table: Table, options: DataOptions) -> tuple[Columns, list[str]]:
     """Columns of series, and what was noticed on the way.
 
-    Without a target named or one with a telling name, every numeric column is a series of its own
-    ("wide"); with one, the other numeric columns are covariates.
+    The target is the column named, or one with a telling name, or in a table of several series the
+    first numeric column; the others are covariates. A table of one series without any of these is
+    wide: every numeric column is a series of its own.
     """
     time = _optional_time(table, options)
     if options.id is not None:
@@ -94,7 +98,7 @@ def series_columns(table: Table, options: DataOptions) -> tuple[Columns, list[st
     ]
     counting = [c for c in numeric if c not in named and _counts_rows(table, c)]
     numeric = [c for c in numeric if c not in counting]
-    target = told or _named(table, "target", numeric)[:1] or ([] if id_ is None else numeric[-1:])
+    target = told or _named(table, "target", numeric)[:1] or ([] if id_ is None else numeric[:1])
     wide = not target
     if wide:
         target = [c for c in numeric if c not in named]
