@@ -151,6 +151,7 @@ def _run(
                 "data": domain.dataset.name,
                 "metric": found["metric"],
                 "candidate": name,
+                "reach": domain.reach,
                 "source": runs.source(source),
                 "options": None if options is None else dataclasses.asdict(options),
             }

@@ -83,6 +83,13 @@ class Domain(abc.ABC):
     def examples(self, models: Mapping[str, SequenceModel]) -> list[dict[str, Any]]:
         """What the models say about some held-out data, as apps/report shows it."""
 
+    @property
+    def reach(self) -> int:
+        """Steps read at once while judging, and steps that attention keeps from before them: half a
+        training window each, so that it never looks farther back than it has learned to.
+        """
+        return max(1, self.recipe.length // 2)
+
     def config(
         self, layers: str | None = None, width: int | None = None, **options: Any
     ) -> ModelConfig:

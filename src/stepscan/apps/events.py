@@ -68,7 +68,8 @@ class Events(Domain):
     def score(self, model: SequenceModel, part: str = "test", most: int | None = None) -> Scores:
         """Of every held-out event but the first of its case."""
         right, near, nats, error, count = 0, 0, 0.0, 0.0, 0
-        for batch, said in walk_outputs(model, self.part(part, most), rows=32, length=256):
+        reading = {"rows": 32, "length": self.reach, "slots": self.reach}
+        for batch, said in walk_outputs(model, self.part(part, most), **reading):
             asked = batch.targets["token"] >= 0
             wanted = batch.targets["token"][asked]
             logits = said.logits[asked]

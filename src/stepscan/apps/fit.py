@@ -147,11 +147,13 @@ def _run(
     resume: bool,
 ) -> Model:
     plan = runs.read_json(folder / PLAN)
+    domain.recipe = with_options(domain.recipe, length=train.length)
     schema, metric = domain.dataset.schema, domain.metrics[0]
     about = {
         "data": domain.dataset.name,
         "metric": metric.name,
         "folder": str(folder),
+        "reach": domain.reach,
         **{k: plan[k] for k in ("source", "options")},
     }
 

@@ -49,7 +49,8 @@ class Interactions(Domain):
     def score(self, model: SequenceModel, part: str = "test", most: int | None = None) -> Scores:
         """Full ranking of every user's held-out item; a quick look reads whole users, fewer."""
         found = []
-        for batch, logits in walk_outputs(model, self._users(part, most), rows=64, length=256):
+        reading = {"rows": 64, "length": self.reach, "slots": self.reach}
+        for batch, logits in walk_outputs(model, self._users(part, most), **reading):
             asked = batch.targets["token"] >= 0
             found.append(ranks(logits[asked], batch.targets["token"][asked]))
         return summary(torch.cat(found))

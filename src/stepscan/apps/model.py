@@ -85,6 +85,14 @@ class Model:
         """The kind of data."""
         return self.schema.kind
 
+    @property
+    def reach(self) -> int:
+        """Steps that tables are read at once in, and that attention looks back beyond them, as in
+        training: see `Domain.reach`. `stream`, `predict` and `generate` let it look at all.
+        """
+        reach = self.about.get("reach")
+        return reach if isinstance(reach, int) and 1 <= reach <= 1 << 20 else PIECE
+
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.network.parameters())
         config = self.network.config
@@ -229,8 +237,9 @@ class Model:
         packed, names = schema.encode(self._table(data))
         ends = packed.begins + packed.lengths - 1
         found: dict[str, list[Prediction]] = {}
-        walked = walk_outputs(self.network, packed, rows=ROWS, length=PIECE)
-        for at, (_, said) in zip(places(packed, rows=ROWS, length=PIECE), walked, strict=True):
+        reach = self.reach
+        walked = walk_outputs(self.network, packed, rows=ROWS, length=reach, slots=reach)
+        for at, (_, said) in zip(places(packed, rows=ROWS, length=reach), walked, strict=True):
             sequence = torch.searchsorted(packed.begins, at.clamp(min=0), right=True) - 1
             last = (at >= 0) & (at == ends[sequence])
             logits = said.logits if isinstance(schema, EventSchema) else said
@@ -278,7 +287,7 @@ class Model:
         else:
             packed = schema.encode(self._table(data))
         ends = packed.ends()
-        quantiles = series_app.forecast(self.network, schema, packed, ends)
+        quantiles = series_app.forecast(self.network, schema, packed, ends, reach=self.reach)
         rows = []
         levels = self.network.config.head.quantiles  # type: ignore[attr-defined]
         for end, table in zip(ends.tolist(), quantiles.tolist(), strict=True):

@@ -18,7 +18,7 @@ from stepscan.models.heads import HeadConfig
 from stepscan.train.evaluate import walk_outputs
 
 LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-ROWS, LENGTH = 32, 512
+ROWS = 32  # series read side by side
 
 
 class Series(Domain):
@@ -82,7 +82,7 @@ class Series(Domain):
         self, model: SequenceModel, packed: SeriesPacked, at: Int[Tensor, " M"]
     ) -> Float[Tensor, "M H Q"]:
         """Quantiles in real units from these positions."""
-        return forecast(model, self.schema, packed, at)
+        return forecast(model, self.schema, packed, at, reach=self.reach)
 
     def baselines(self, most: int | None = None) -> Iterator[tuple[str, Scores]]:
         """Each is a point forecast, with the quantiles of its own errors on the validation part."""
@@ -179,15 +179,22 @@ def labels_of(stamps: Int[Tensor, " N"], schema: SeriesSchema) -> list[str]:
 
 
 def forecast(
-    model: SequenceModel, schema: SeriesSchema, packed: SeriesPacked, at: Int[Tensor, " M"]
+    model: SequenceModel,
+    schema: SeriesSchema,
+    packed: SeriesPacked,
+    at: Int[Tensor, " M"],
+    *,
+    reach: int,
 ) -> Float[Tensor, "M H Q"]:
-    """Quantiles in real units from these positions, the model reading every step once."""
+    """Quantiles in real units from these positions, the model reading every step once; see
+    `Domain.reach`.
+    """
     wanted = torch.full((len(packed),), -1)
     wanted[at] = torch.arange(len(at))
     found: list[Tensor] = []
     order: list[Tensor] = []
-    walked = walk_outputs(model, packed, rows=ROWS, length=LENGTH)
-    for place, (_, said) in zip(places(packed, rows=ROWS, length=LENGTH), walked, strict=True):
+    walked = walk_outputs(model, packed, rows=ROWS, length=reach, slots=reach)
+    for place, (_, said) in zip(places(packed, rows=ROWS, length=reach), walked, strict=True):
         row = torch.where(place >= 0, wanted[place.clamp(min=0)], -1)
         found.append(said[row >= 0])
         order.append(row[row >= 0])

@@ -19,7 +19,6 @@ from stepscan.train.evaluate import evaluate
 
 ORDER = 5
 PROMPT, SAMPLE = 120, 400  # bytes of the examples
-SLOTS = 2048  # of memories that grow, while judging: as far back as attention may look
 
 
 class Text(Domain):
@@ -50,7 +49,7 @@ class Text(Domain):
     def score(self, model: SequenceModel, part: str = "test", most: int | None = None) -> Scores:
         """Bits per byte."""
         packed = self.part(part, most)
-        nats = evaluate(model, packed, rows=16, length=512, slots=SLOTS)["token"]
+        nats = evaluate(model, packed, rows=16, length=self.reach, slots=self.reach)["token"]
         asked = packed.targets_at(torch.arange(len(packed)))["token"] >= 0
         total = nats * int(asked.sum())
         return {"bits/byte": total / math.log(2) / self.schema.bytes_asked(packed)}
