@@ -95,7 +95,7 @@ def test_a_run_goes_on_from_anywhere(files, tmp_path, monkeypatch):
     monkeypatch.chdir(files["events"].parent)
     fit("events.csv", out=tmp_path / "run", **TINY)
     monkeypatch.chdir(tmp_path)
-    resume("run", quiet=True)
+    assert resume("run", quiet=True).about["data"] == "events.csv"
 
 
 def test_what_a_killed_save_left_is_mended(files, tmp_path):
