@@ -78,7 +78,8 @@ def test_live_law(config):
         sizes = torch.tensor(config.tokens)
         by_kind["tokens"] = torch.arange(T)[None, :, None] % sizes
         by_kind = {k: x[:1] for k, x in by_kind.items()}
-    live_law(model, Inputs(**by_kind))
+    slow = any(mixer.name == "rwkv7" for mixer in config.mixers)  # its published zeros
+    live_law(model, Inputs(**by_kind), steps=4 if slow else 1)
 
 
 @pytest.mark.parametrize("name", MIXERS)

@@ -196,7 +196,28 @@ def section(
     metric = domain.metrics[0]
     models = {e.name: model for e in entrants if (model := e.best(metric)) is not None}
     show(1.0, "examples")
-    result = {
+    return as_section(domain, rows, models, minutes=minutes, seeds=range(seeds)), models
+
+
+def as_section(
+    domain: Domain,
+    rows: list[dict[str, Any]],
+    models: Mapping[str, SequenceModel],
+    *,
+    minutes: float,
+    seeds: Sequence[int],
+) -> dict[str, Any]:
+    """What the report says of one data set: a section of results.json (docs/results.md).
+
+    Args:
+        domain: The data set.
+        rows: Candidates and baselines.
+        models: Those that show examples, by name.
+        minutes: Training time of each candidate and seed.
+        seeds: Of the candidates.
+    """
+    metric = domain.metrics[0]
+    return {
         "data": {
             "name": domain.dataset.name,
             "kind": domain.kind,
@@ -205,12 +226,11 @@ def section(
         },
         "metric": metric.name,
         "metrics": [m._asdict() for m in domain.metrics],
-        "budget": {"minutes": minutes, "seeds": list(range(seeds))},
+        "budget": {"minutes": minutes, "seeds": list(seeds)},
         "candidates": rows,
         "verdict": verdict(metric, rows),
         "examples": domain.examples(models),
     }
-    return result, models
 
 
 def verdict(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -15,7 +15,7 @@ import tyro
 from stepscan import state as states
 from stepscan.apps import measure, report, runs
 from stepscan.apps.candidate import Candidate
-from stepscan.apps.compare import baseline_row, verdict
+from stepscan.apps.compare import as_section, baseline_row
 from stepscan.apps.domain import Domain, Metric, Scores, with_options
 from stepscan.apps.kinds import domain_of
 from stepscan.apps.model import Model
@@ -238,20 +238,13 @@ def _conclude(
         "curve": [{"seed": trainer.config.seed, **look}],
     }
     rows = [row, *(baseline_row(name, values) for name, values in simple)]
-    section = {
-        "data": {
-            "name": domain.dataset.name,
-            "kind": domain.kind,
-            "lines": list(domain.dataset.said),
-            "findings": list(domain.dataset.findings),
-        },
-        "metric": metric.name,
-        "metrics": [m._asdict() for m in domain.metrics],
-        "budget": {"minutes": trainer.seconds / 60, "seeds": [trainer.config.seed]},
-        "candidates": rows,
-        "verdict": verdict(metric, rows),
-        "examples": domain.examples({row["name"]: network}),
-    }
+    section = as_section(
+        domain,
+        rows,
+        {row["name"]: network},
+        minutes=trainer.seconds / 60,
+        seeds=[trainer.config.seed],
+    )
     found = runs.results(f"stepscan fit {domain.dataset.name}", [section], runs.command_line())
     runs.write_json(folder / "results.json", found)
     report.write(found, folder / "report.html")
