@@ -29,9 +29,7 @@ def needs(function: str):
 
 def accuracy_law(step, inputs, state, *, resets=None) -> None:
     """Outputs, state and gradients of form "cpu" are near those of the definition in float64."""
-    wide = lambda t: (
-        t.double() if t.is_floating_point() else t.to(torch.complex128) if t.is_complex() else t
-    )  # noqa: E731, E501
+    wide = lambda t: t.to(torch.promote_types(t.dtype, torch.float64)) if _inexact(t) else t  # noqa: E731
     exact = pytree.tree_map_only(Tensor, wide, (inputs, state))
     want = outcome(lambda xs, s: step("recurrent")(xs, s, resets), *exact)
     assert all(t.isfinite().all() for t in leaves(want)), "the definition itself is not finite"
@@ -46,3 +44,7 @@ def repeat_law(step, inputs, state, *, resets=None) -> None:
     """The same again, bit for bit."""
     once, again = (outcome(lambda xs, s: step("cpu")(xs, s, resets), inputs, state) for _ in "ab")
     assert all(map(torch.equal, leaves(once), leaves(again)))
+
+
+def _inexact(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()

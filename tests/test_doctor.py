@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stepscan import ops
+from stepscan.analyze.speed.cases import Case, cases
 from stepscan.cli import doctor, main
-from stepscan.cli.op_cases import Case, cases
 from stepscan.cli.table import show
 
 
@@ -62,7 +62,7 @@ def test_every_form_of_every_op_has_a_case():
 
     files = Path(ops.__path__[0]).glob("*.py")
     known = {f.stem.replace("cells", "cell_scan") for f in files if "\nFORMS" in f.read_text()}
-    found = {case.op.split(",")[0] for case in cases(3, heads=1, size=2, width=4)}
+    found = {case.op.split()[0] for case in cases(3, heads=1, size=2)}
     assert found == known
 
 
@@ -74,6 +74,10 @@ def test_columns_keep_four_digits(capsys):
 
 
 def test_speed_and_mixers_reject_nonsense(capsys):
-    for line in (["speed", "--rounds", "0"], ["speed", "--ops", "x"], ["mixers", "--width", "0"]):
+    for line in (
+        ["speed", "--rounds", "0"],
+        ["speed", "--ops", "nothing"],
+        ["mixers", "--width", "0"],
+    ):
         assert main(line) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -3,15 +3,17 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "vector.h"
 
 namespace stepscan {
 
-// Accumulators of one block stay in registers: 16 of 32 with AVX-512, 8 of 16 below.
-constexpr int kBlockRows = 4;
+// A block's accumulators stay in registers: 16 of 32 with AVX-512, 8 of 16 below. Narrow blocks have
+// more rows, so that enough sums are under way to hide the latency of each.
 constexpr int kBlockVecs = kLanes == 16 ? 4 : 2;
+constexpr int block_rows(int vecs) { return vecs == kBlockVecs ? 4 : 8; }
 
 // A matrix whose element (i, j) is data[i * row + j * column]: a transpose is a swap of the two.
 struct Strided {
@@ -20,14 +22,29 @@ struct Strided {
   int64_t column;
 };
 
+// What is kept of c under a product: nothing without `factor`, else row i times factor[i * step].
+struct Keep {
+  const float* factor = nullptr;
+  int64_t step = 0;
+};
+
+// The products that a triangle makes unnecessary are left out block by block: what lies in the blocks on
+// the diagonal is computed, so there the other triangle of `a` must hold zeros.
+enum class Part {
+  kWhole,
+  kLower,        // a[i, k] = 0 for k > i
+  kUpper,        // a[i, k] = 0 for k < i
+  kLowerResult,  // only c[i, j] for j <= i is wanted; the rest is left as it is or overwritten
+};
+
 template <int Rows, int Vecs>
 STEPSCAN_INLINE void multiply_block(Strided a, const float* b, int64_t b_row, float* c, int64_t c_row,
-                                    int64_t inner, float keep) {
+                                    int64_t first, int64_t last, Keep keep) {
   Vec sums[Rows][Vecs];
   for (int i = 0; i < Rows; ++i)
     for (int j = 0; j < Vecs; ++j)
-      sums[i][j] = keep == 0.0f ? Vec{} : load(c + i * c_row + j * kLanes) * keep;
-  for (int64_t k = 0; k < inner; ++k) {
+      sums[i][j] = keep.factor ? load(c + i * c_row + j * kLanes) * keep.factor[i * keep.step] : Vec{};
+  for (int64_t k = first; k < last; ++k) {
     Vec row[Vecs];
     for (int j = 0; j < Vecs; ++j) row[j] = load(b + k * b_row + j * kLanes);
 #pragma GCC unroll 8
@@ -41,34 +58,92 @@ STEPSCAN_INLINE void multiply_block(Strided a, const float* b, int64_t b_row, fl
     for (int j = 0; j < Vecs; ++j) store(c + i * c_row + j * kLanes, sums[i][j]);
 }
 
-template <int Vecs>
-STEPSCAN_INLINE void multiply_columns(Strided a, const float* b, int64_t b_row, float* c, int64_t c_row,
-                                      int64_t rows, int64_t inner, float keep) {
-  int64_t i = 0;
-  for (; i + kBlockRows <= rows; i += kBlockRows)
-    multiply_block<kBlockRows, Vecs>({a.data + i * a.row, a.row, a.column}, b, b_row, c + i * c_row, c_row,
-                                     inner, keep);
-  for (; i < rows; ++i)
-    multiply_block<1, Vecs>({a.data + i * a.row, a.row, a.column}, b, b_row, c + i * c_row, c_row, inner,
-                            keep);
+// The rows from `i` on, as many blocks as there are; returns where it stopped.
+template <int Rows, int Vecs, Part part>
+STEPSCAN_INLINE int64_t multiply_rows(int64_t i, Strided a, const float* b, int64_t b_row, float* c,
+                                      int64_t c_row, int64_t rows, int64_t inner, int64_t column,
+                                      Keep keep) {
+  for (; i + Rows <= rows; i += Rows) {
+    if (part == Part::kLowerResult && column >= i + Rows) continue;
+    const int64_t first = part == Part::kUpper ? i : 0;
+    const int64_t last = part == Part::kLower ? std::min(inner, i + Rows) : inner;
+    multiply_block<Rows, Vecs>({a.data + i * a.row, a.row, a.column}, b, b_row, c + i * c_row, c_row, first,
+                               last, {keep.factor + i * keep.step, keep.step});
+  }
+  return i;
 }
 
-// c = keep * c + a b, with a [rows, inner], b [inner, columns], c [rows, columns]; where keep is 0, c
-// need not hold numbers. Columns are rounded up to whole vectors.
+template <int Vecs, Part part>
+static void multiply_columns(Strided a, const float* b, int64_t b_row, float* c, int64_t c_row,
+                             int64_t rows, int64_t inner, int64_t column, Keep keep) {
+  b += column;
+  c += column;
+  int64_t i = multiply_rows<block_rows(Vecs), Vecs, part>(0, a, b, b_row, c, c_row, rows, inner, column, keep);
+  multiply_rows<1, Vecs, part>(i, a, b, b_row, c, c_row, rows, inner, column, keep);
+}
+
+// c = keep c + a b, with a [rows, inner], b [inner, columns], c [rows, columns]. Columns are rounded up
+// to whole vectors.
+template <Part part = Part::kWhole>
 STEPSCAN_INLINE void multiply(Strided a, const float* b, int64_t b_row, float* c, int64_t c_row,
-                              int64_t rows, int64_t inner, int64_t columns, float keep = 0.0f) {
+                              int64_t rows, int64_t inner, int64_t columns, Keep keep) {
   int64_t j = 0;
   for (; j + kBlockVecs * kLanes <= padded(columns); j += kBlockVecs * kLanes)
-    multiply_columns<kBlockVecs>(a, b + j, b_row, c + j, c_row, rows, inner, keep);
-  for (; j < columns; j += kLanes)
-    multiply_columns<1>(a, b + j, b_row, c + j, c_row, rows, inner, keep);
+    multiply_columns<kBlockVecs, part>(a, b, b_row, c, c_row, rows, inner, j, keep);
+  if (kBlockVecs > 2 && j + 2 * kLanes <= padded(columns)) {
+    multiply_columns<2, part>(a, b, b_row, c, c_row, rows, inner, j, keep);
+    j += 2 * kLanes;
+  }
+  if (j < columns) multiply_columns<1, part>(a, b, b_row, c, c_row, rows, inner, j, keep);
 }
 
-// b[j, i] = a[i, j], a [rows, columns].
-STEPSCAN_INLINE void transpose(const float* a, int64_t a_row, float* b, int64_t b_row, int64_t rows,
-                               int64_t columns) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) b[j * b_row + i] = a[i * a_row + j];
+// The same with one factor for all of c; where it is 0, c need not hold numbers.
+template <Part part = Part::kWhole>
+STEPSCAN_INLINE void multiply(Strided a, const float* b, int64_t b_row, float* c, int64_t c_row,
+                              int64_t rows, int64_t inner, int64_t columns, float keep = 0.0f) {
+  const Keep kept = keep == 0.0f ? Keep{} : Keep{&keep, 0};
+  multiply<part>(a, b, b_row, c, c_row, rows, inner, columns, kept);
+}
+
+// One block as wide as a vector, in registers: halves of halves change places.
+STEPSCAN_INLINE void transpose(Vec (&rows)[kLanes]) {
+#if !defined(__clang__)
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half >= 1; half /= 2) {
+    IntVec low{}, high{};
+    for (int lane = 0; lane < kLanes; ++lane) {
+      low[lane] = lane & half ? kLanes + lane - half : lane;
+      high[lane] = lane & half ? kLanes + lane : lane + half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & half) continue;
+      const Vec a = rows[i], b = rows[i + half];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + half] = __builtin_shuffle(a, b, high);
+    }
+  }
+#else
+  Vec turned[kLanes];
+  for (int i = 0; i < kLanes; ++i)
+    for (int j = 0; j < kLanes; ++j) turned[j][i] = rows[i][j];
+  for (int i = 0; i < kLanes; ++i) rows[i] = turned[i];
+#endif
+}
+
+// b[j, i] = a[i, j], a [rows, columns]; nothing else is read or written.
+static inline void transpose(const float* a, int64_t a_row, float* b, int64_t b_row, int64_t rows,
+                             int64_t columns) {
+  for (int64_t i = 0; i < rows; i += kLanes) {
+    const int64_t height = std::min<int64_t>(kLanes, rows - i);
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      const int64_t width = std::min<int64_t>(kLanes, columns - j);
+      Vec block[kLanes];
+      for (int l = 0; l < kLanes; ++l) block[l] = l < height ? load(a + (i + l) * a_row + j, width) : Vec{};
+      transpose(block);
+      for (int l = 0; l < width; ++l) store(b + (j + l) * b_row + i, block[l], height);
+    }
+  }
 }
 
 }  // namespace stepscan

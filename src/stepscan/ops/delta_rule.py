@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from stepscan.kernels import available
+from stepscan.kernels import delta_rule as native
 from stepscan.names import lookup
 from stepscan.ops.arguments import as_resets, as_state
 from stepscan.ops.chunks import (
@@ -42,11 +44,12 @@ def recurrent(
     *,
     beta: Float[Tensor, "B T n H"],
     log_decay: Float[Tensor, "B T H #K"],
-    erase: Float[Tensor, "B T n H K"],
+    erase: Float[Tensor, "B T n H K"] | None,
     state: Float[Tensor, "B H K V"],
     resets: Bool[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
     """The definition, one step at a time. Every other form is judged against this one."""
+    erase = k if erase is None else erase
     ys: list[Tensor] = []
     tokens = zip(*(x.unbind(1) for x in (q, k, v, beta, erase, log_decay, resets)), strict=True)
     for q_t, *writes, g_t, reset in tokens:
@@ -66,11 +69,12 @@ def chunked(
     *,
     beta: Float[Tensor, "B T n H"],
     log_decay: Float[Tensor, "B T H #K"],
-    erase: Float[Tensor, "B T n H K"],
+    erase: Float[Tensor, "B T n H K"] | None,
     state: Float[Tensor, "B H K V"],
     resets: Bool[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
     """A triangular system for all errors of a chunk, the state carried between chunks."""
+    erase = k if erase is None else erase
     g = log_decay.masked_fill(resets[..., None, None], -torch.inf)
     k, v, beta, erase = (x.transpose(2, 3) for x in (k, v, beta[..., None], erase))
     ys: list[Tensor] = []
@@ -108,8 +112,27 @@ def _stretch(
     return out_of_chunks(y, T), state
 
 
+def cpu(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B T n H K"],
+    v: Float[Tensor, "B T n H V"],
+    *,
+    beta: Float[Tensor, "B T n H"],
+    log_decay: Float[Tensor, "B T H #K"],
+    erase: Float[Tensor, "B T n H K"] | None,
+    state: Float[Tensor, "B H K V"],
+    resets: Bool[Tensor, "B T"],
+) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
+    """The native kernel, float32 on CPU: chunks with the state in cache, threads over heads."""
+    inputs = (q, k, v, beta, log_decay, erase, state)
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    saved = native.saved_tokens(q.shape[1], k.shape[2]) if learns else 0
+    y, last, _ = native.delta_rule(*inputs, resets, saved)
+    return y, last
+
+
 FORMS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = MappingProxyType(
-    {"recurrent": recurrent, "chunked": chunked}
+    {"recurrent": recurrent, "chunked": chunked, "cpu": cpu}
 )
 
 
@@ -127,26 +150,31 @@ def delta_rule(
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
     """Correct a decaying memory and read it; the caller scales q.
 
-    The state stays float32 or wider, y has v's dtype, and `form="auto"` picks by length, never
-    changing the result.
+    The state stays float32 or wider, y has v's dtype, and `form="auto"` picks by length, device and
+    dtype, never changing the result.
     """
-    erase = k if erase is None else erase
-    _check(q, k, v, beta, log_decay, erase)
+    _check(q, k, v, beta, log_decay, k if erase is None else erase)
     B, T, H, K = q.shape
     resets = as_resets(resets, q)
     state = as_state(state, (B, H, K, v.shape[-1]), q, k, v, beta, log_decay, erase)
-    form = ("recurrent" if T <= 4 else "chunked") if form == "auto" else form
+    form = _pick(T, state) if form == "auto" else form
     run = lookup(FORMS, form, kind="form of delta_rule")
+    erase = erase if erase is None else erase.to(state.dtype)
     if k.ndim == 4:
-        k, v, beta, erase = (x[:, :, None] for x in (k, v, beta, erase))
+        k, v, beta = (x[:, :, None] for x in (k, v, beta))
+        erase = erase if erase is None else erase[:, :, None]
     if T == 0:
         return v[:, :, 0], state
     g = q.new_zeros(B, T, H, 1) if log_decay is None else log_decay.reshape(B, T, H, -1)
-    wide = {"beta": beta, "log_decay": g, "erase": erase}
-    wide = {name: x.to(state.dtype) for name, x in wide.items()}
-    q, k, x = (x.to(state.dtype) for x in (q, k, v))
-    y, state = run(q, k, x, **wide, state=state, resets=resets)
+    q, k, x, beta, g = (x.to(state.dtype) for x in (q, k, v, beta, g))
+    y, state = run(q, k, x, beta=beta, log_decay=g, erase=erase, state=state, resets=resets)
     return y.to(v.dtype), state
+
+
+def _pick(T: int, state: Tensor) -> str:
+    if state.dtype == torch.float32 and state.device.type == "cpu" and available("delta_rule"):
+        return "cpu"
+    return "recurrent" if T <= 4 else "chunked"
 
 
 def _check(

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from stepscan.kernels import available
+from stepscan.kernels import selective_scan as native
 from stepscan.names import lookup
 from stepscan.ops.arguments import as_resets, as_state
 from stepscan.ops.linear_scan import linear_scan
@@ -33,10 +35,15 @@ def recurrent(
     A: Float[Tensor, "E N"],
     B: Float[Tensor, "B T G N"],
     C: Float[Tensor, "B T G N"],
+    D: Float[Tensor, "E"] | None,
+    z: Float[Tensor, "B T E"] | None,
+    dt_bias: Float[Tensor, "E"] | None,
+    dt_softplus: bool,
     state: Float[Tensor, "B E N"],
     resets: Bool[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B T E"], Float[Tensor, "B E N"]]:
     """The definition, one step at a time. Every other form is judged against this one."""
+    dt = _step_size(dt, dt_bias, dt_softplus)
     B, C = (each.repeat_interleave(len(A) // each.shape[2], 2) for each in (B, C))  # [B T E N]
     ys: list[Tensor] = []
     steps = zip(*(each.unbind(1) for each in (x, dt, B, C, resets)), strict=True)
@@ -44,7 +51,7 @@ def recurrent(
         state = state.masked_fill(reset[:, None, None], 0.0)
         state = (dt_t[..., None] * A).exp() * state + (dt_t * x_t)[..., None] * B_t
         ys.append((state * C_t).sum(-1))
-    return torch.stack(ys, 1), state
+    return _skip_and_gate(torch.stack(ys, 1), x, D, z), state
 
 
 def blocked(
@@ -54,6 +61,10 @@ def blocked(
     A: Float[Tensor, "E N"],
     B: Float[Tensor, "B T G N"],
     C: Float[Tensor, "B T G N"],
+    D: Float[Tensor, "E"] | None,
+    z: Float[Tensor, "B T E"] | None,
+    dt_bias: Float[Tensor, "E"] | None,
+    dt_softplus: bool,
     state: Float[Tensor, "B E N"],
     resets: Bool[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B T E"], Float[Tensor, "B E N"]]:
@@ -62,6 +73,7 @@ def blocked(
     Gradients go back the same way and compute the h of a block again: at no time is there more
     than a block of them, the states between blocks aside.
     """
+    dt = _step_size(dt, dt_bias, dt_softplus)
     again = torch.is_grad_enabled() and x.shape[1] > BLOCK
     ys: list[Tensor] = []
     blocks = zip(*(each.split(BLOCK, 1) for each in (x, dt, B, C, resets)), strict=True)
@@ -69,7 +81,17 @@ def blocked(
         args = x_c, dt_c, A, B_c, C_c, state, resets_c
         y, state = checkpoint(_block, *args, use_reentrant=False) if again else _block(*args)
         ys.append(y)
-    return torch.cat(ys, 1), state
+    return _skip_and_gate(torch.cat(ys, 1), x, D, z), state
+
+
+def _step_size(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool) -> Tensor:
+    dt = dt if dt_bias is None else dt + dt_bias
+    return F.softplus(dt) if dt_softplus else dt
+
+
+def _skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
+    y = y if D is None else y + D * x
+    return y if z is None else y * F.silu(z)
 
 
 def _block(
@@ -83,8 +105,34 @@ def _block(
     return (h @ C[..., None]).squeeze(-1).flatten(2), state.unflatten(1, A.shape)
 
 
+def cpu(
+    x: Float[Tensor, "B T E"],
+    dt: Float[Tensor, "B T E"],
+    *,
+    A: Float[Tensor, "E N"],
+    B: Float[Tensor, "B T G N"],
+    C: Float[Tensor, "B T G N"],
+    D: Float[Tensor, "E"] | None,
+    z: Float[Tensor, "B T E"] | None,
+    dt_bias: Float[Tensor, "E"] | None,
+    dt_softplus: bool,
+    state: Float[Tensor, "B E N"],
+    resets: Bool[Tensor, "B T"],
+) -> tuple[Float[Tensor, "B T E"], Float[Tensor, "B E N"]]:
+    """The native kernel, float32 on CPU: all of it in one pass, the states in registers.
+
+    For the gradients it keeps the states of every 16th step and computes the others again.
+    """
+    given = x, dt, A, B, C, D, z, dt_bias, state
+    save = torch.is_grad_enabled() and any(
+        each is not None and each.requires_grad for each in given
+    )
+    y, last, _ = native.selective_scan(*given, resets, dt_softplus, save)
+    return y, last
+
+
 FORMS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = MappingProxyType(
-    {"recurrent": recurrent, "blocked": blocked}
+    {"recurrent": recurrent, "blocked": blocked, "cpu": cpu}
 )
 
 
@@ -105,24 +153,28 @@ def selective_scan(
 ) -> tuple[Float[Tensor, "B T E"], Float[Tensor, "B E N"]]:
     """Scan, skip and gate; A is negative for a stable recurrence.
 
-    The state stays float32 or wider, y has x's dtype, and `form="auto"` picks by length, never
-    changing the result.
+    The state stays float32 or wider, y has x's dtype, and `form="auto"` picks by length, device and
+    dtype, never changing the result.
     """
     _check(x, dt, A, B, C, D, z, dt_bias)
-    form = ("recurrent" if x.shape[1] <= 4 else "blocked") if form == "auto" else form
-    run = lookup(FORMS, form, kind="form of selective_scan")
     resets = as_resets(resets, x)
-    state = as_state(state, (x.shape[0], *A.shape), x, dt, A, B, C)
+    state = as_state(state, (x.shape[0], *A.shape), x, dt, A, B, C, D, z, dt_bias)
+    form = _pick(x.shape[1], state) if form == "auto" else form
+    run = lookup(FORMS, form, kind="form of selective_scan")
     if x.shape[1] == 0:
         return x, state
     wide, dt, A, B, C = (each.to(state.dtype) for each in (x, dt, A, B, C))
+    D, z, dt_bias = (None if each is None else each.to(state.dtype) for each in (D, z, dt_bias))
     B, C = (each[:, :, None] if each.ndim == 3 else each for each in (B, C))
-    dt = dt if dt_bias is None else dt + dt_bias
-    dt = F.softplus(dt) if dt_softplus else dt
-    y, state = run(wide, dt, A=A, B=B, C=C, state=state, resets=resets)
-    y = y if D is None else y + D * wide
-    y = y if z is None else y * F.silu(z.to(y.dtype))
+    weights = {"A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
+    y, state = run(wide, dt, **weights, dt_softplus=dt_softplus, state=state, resets=resets)
     return y.to(x.dtype), state
+
+
+def _pick(T: int, state: Tensor) -> str:
+    if state.dtype == torch.float32 and state.device.type == "cpu" and available("selective_scan"):
+        return "cpu"
+    return "recurrent" if T <= 4 else "blocked"
 
 
 def _check(

@@ -1,0 +1,1 @@
+"""How fast ops, layers and models are: beside each other, peers and the machine's limits."""

@@ -1,0 +1,304 @@
+"""Every op with inputs of a chosen size: what `speed` times and `doctor` checks.
+
+The sizes are those of a model of width `heads * size` as published: Mamba's inner width is twice
+that, with 16 states a channel; Mamba-2 has heads of `size` over the same inner width, with
+`2 * size` states and one group; recurrent cells have `2 * size` units, wide ones `8 * size`.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from stepscan.kernels import available
+from stepscan.ops import (
+    attention,
+    cells,
+    delta_rule,
+    dplr,
+    linear_attention,
+    linear_scan,
+    local_regression,
+    long_conv,
+    ridge_regression,
+    selective_scan,
+    semiring_scan,
+    short_conv,
+    ssm_conv,
+    test_time_scan,
+)
+from stepscan.ops.memory_network import Rule
+
+NATIVE, TORCH_LOOP = "cpu", "fused"
+STATES, WINDOW, KERNEL = 16, 64, 256
+CHUNK = 32
+"""Tokens that a chunked form meets at once, where the work it needs is counted."""
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Work(NamedTuple):
+    """What a token costs at the least, forward, however the op is computed."""
+
+    multiply_adds: float = 0
+    exponentials: float = 0
+
+
+class Case(NamedTuple):
+    """An op, ready to run in any of its forms; the first form is the definition."""
+
+    op: str
+    verb: Callable[..., tuple[Any, Any]]
+    inputs: Inputs
+    """Positional and keyword arguments; tensors, NamedTuples of tensors, plain values."""
+    forms: tuple[str, ...]
+    work: Work = Work()
+
+    def run(self, form: str) -> tuple[Any, Any]:
+        """The op's (y, state)."""
+        arguments, options = self.inputs
+        return self.verb(*arguments, **options, form=form)
+
+    def derive(self, form: str) -> list[Tensor]:
+        """Outputs, final state, and the gradients of a loss that weighs every number in them."""
+        arguments, options = inputs = leaves(self.inputs)
+        found = pytree.tree_leaves(self.verb(*arguments, **options, form=form))
+        real = [torch.view_as_real(t) if t.is_complex() else t for t in found if t.requires_grad]
+        loss = sum((t * torch.arange(t.numel()).to(t).cos().view_as(t)).sum() for t in real)
+        gradients = torch.autograd.grad(loss, tensors(inputs), materialize_grads=True)  # type: ignore[arg-type]
+        return [t.detach() for t in (*found, *gradients)]
+
+
+def leaves(inputs: Any) -> Any:
+    """The same inputs, to be derived by."""
+    return pytree.tree_map_only(Tensor, _leaf, inputs)
+
+
+def tensors(inputs: Any) -> list[Tensor]:
+    """Those among the inputs that can be derived by."""
+    found = (t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor))
+    return [t for t in found if t.is_floating_point() or t.is_complex()]
+
+
+def cases(T: int, *, heads: int, size: int, batch: int = 1, ops: str = "") -> Iterator[Case]:
+    """All ops, or those that are called so or whose name contains one of `ops`, by commas."""
+    wanted = [name.strip() for name in ops.split(",")]
+    chosen = [op for op in TABLE if op in wanted]
+    for op in chosen or [op for op in TABLE if any(name in op for name in wanted)]:
+        module, build = TABLE[op]
+        name = op.partition(" ")[0]
+        inputs, work = build(Sizes(batch, T, heads, size, torch.Generator().manual_seed(0)))
+        forms = tuple(form for form in module.FORMS if _serves(form, name, inputs))
+        assert forms[0] == "recurrent"
+        yield Case(op, getattr(module, name), inputs, forms, work)
+
+
+def _serves(form: str, op: str, inputs: Inputs) -> bool:
+    if form == TORCH_LOOP:
+        return hasattr(inputs[0][0], TORCH_LOOP)
+    return form != NATIVE or available(op)  # the C function has the name of the op
+
+
+def _leaf(t: Tensor) -> Tensor:
+    return t.detach().clone().requires_grad_(t.is_floating_point() or t.is_complex())
+
+
+# One function per op: its inputs, and the work of a token ---------------------------------------
+
+
+class Sizes(NamedTuple):
+    """What an op's inputs are made for."""
+
+    batch: int
+    T: int
+    heads: int
+    size: int
+    rng: torch.Generator
+
+    @property
+    def width(self) -> int:
+        """Of a model with these heads."""
+        return self.heads * self.size
+
+    def randn(self, *shape: int) -> Tensor:
+        """Normal numbers for each row and token."""
+        return torch.randn(self.batch, self.T, *shape, generator=self.rng)
+
+    def rand(self, *shape: int) -> Tensor:
+        """Uniform numbers for each row and token."""
+        return torch.rand(self.batch, self.T, *shape, generator=self.rng)
+
+    def weight(self, *shape: int) -> Tensor:
+        """Normal numbers, the same for all tokens."""
+        return torch.randn(*shape, generator=self.rng)
+
+
+Built = tuple[Inputs, Work]
+
+
+def _linear_scan(s: Sizes) -> Built:
+    return ((s.rand(s.width), s.randn(s.width)), {}), Work(s.width)
+
+
+def _semiring_scan(s: Sizes, *, semiring: str, exponentials: int) -> Built:
+    work = Work(exponentials=exponentials * s.width)
+    return ((s.randn(s.width), s.randn(s.width), semiring), {}), work
+
+
+def _selective_scan(s: Sizes) -> Built:
+    inner = 2 * s.width
+    A = -torch.arange(1.0, STATES + 1).expand(inner, -1).contiguous()
+    options = {"A": A, "B": s.randn(STATES), "C": s.randn(STATES)}
+    options |= {"D": s.weight(inner), "z": s.randn(inner), "dt_bias": s.weight(inner) - 3}
+    work = Work(multiply_adds=2 * inner * STATES, exponentials=inner * (STATES + 2))
+    return ((s.randn(inner), s.randn(inner)), options), work
+
+
+def _qkv(s: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (s.randn(s.heads, s.size) for _ in "qkv")
+    return q, F.normalize(k, dim=-1), v
+
+
+def _matrix_work(s: Sizes, products: float, pairs: float) -> Work:
+    """Products with the state, K x V each, and pairs of tokens in half a chunk, K or V each."""
+    return Work(s.heads * (products * s.size**2 + pairs * s.size * CHUNK / 2))
+
+
+def _decays(s: Sizes, kind: str) -> dict[str, Tensor]:
+    shapes = {"none": None, "decay": (s.heads,), "decays": (s.heads, s.size)}
+    shape = shapes[kind]
+    return {} if shape is None else {"log_decay": -s.rand(*shape) / 4}
+
+
+def _linear_attention(s: Sizes, *, decay: str) -> Built:
+    return (_qkv(s), _decays(s, decay)), _matrix_work(s, products=2, pairs=2)
+
+
+def steps_of_mamba2(heads: int) -> Tensor:
+    """A of Mamba-2's heads, from -16 to -1."""
+    return -torch.linspace(1, 16, heads)
+
+
+def _mamba2(s: Sizes) -> Built:
+    heads, states = 2 * s.heads, 2 * s.size
+    dt = 0.001 + 0.1 * s.rand(heads)
+    q, k = (s.randn(1, states) / states**0.5 for _ in "qk")
+    v, g = s.randn(heads, s.size) * dt[..., None], steps_of_mamba2(heads) * dt
+    inside = CHUNK / 2 * (states + heads * s.size)  # the scores are the same for all heads
+    return ((q, k, v), {"log_decay": g}), Work(inside + 2 * heads * states * s.size)
+
+
+def _mlstm(s: Sizes) -> Built:
+    q, k, v = _qkv(s)
+    gates = {"log_decay": F.logsigmoid(s.randn(s.heads) + 3), "log_input": s.randn(s.heads)}
+    inputs = (q / s.size**0.5, k, v), {**gates, "normalize": "bounded"}
+    return inputs, _matrix_work(s, products=2, pairs=2)
+
+
+def _delta_rule(s: Sizes, *, decay: str) -> Built:
+    options = {"beta": s.rand(s.heads), **_decays(s, decay)}
+    return (_qkv(s), options), _matrix_work(s, products=3, pairs=4)
+
+
+def _dplr(s: Sizes) -> Built:
+    q, k, v = _qkv(s)
+    options = {"a": -k, "b": s.rand(s.heads, 1) * k, **_decays(s, "decays")}
+    return ((q, k, v), options), _matrix_work(s, products=4, pairs=6)
+
+
+def _attention(s: Sizes, *, window: int | None) -> Built:
+    q, k, v = _qkv(s)
+    seen = s.T / 2 if window is None else min(s.T / 2, window)
+    work = Work(2 * s.width * seen, s.heads * seen)
+    return ((q / s.size**0.5, k, v), {"window": window}), work
+
+
+def _short_conv(s: Sizes) -> Built:
+    inner = 2 * s.width
+    inputs = (s.randn(inner), s.weight(inner, 4), s.weight(inner)), {"activation": "silu"}
+    return inputs, Work(4 * inner, inner)
+
+
+def _long_conv(s: Sizes) -> Built:
+    return ((s.randn(s.width), s.weight(s.width, min(s.T, KERNEL)) / KERNEL), {}), Work()
+
+
+def _ssm_conv(s: Sizes) -> Built:
+    complex_ = lambda: torch.complex(s.weight(s.width, STATES), s.weight(s.width, STATES))  # noqa: E731
+    log_a = torch.complex(-s.weight(s.width, STATES).abs() - 0.1, s.weight(s.width, STATES))
+    return ((s.randn(s.width),), {"log_a": log_a, "b": complex_(), "c": complex_()}), Work()
+
+
+def _cell(s: Sizes, *, kind: str, units: int) -> Built:
+    size = units * s.size
+    if kind == "slstm":
+        heads = 4 if size % 4 == 0 else 1
+        inner = size // heads
+        weight = s.weight(heads, inner, 4 * inner) / inner**0.5
+        return ((cells.SLSTM(weight), s.randn(4 * size)), {}), Work(4 * size * inner, 6 * size)
+    gates = {"lstm": 4, "gru": 3}[kind] * size
+    shapes = (gates, size), (gates, size), (gates,), (gates,)
+    weights = (s.weight(*shape) / size**0.5 for shape in shapes)
+    cell = {"lstm": cells.LSTM, "gru": cells.GRU}[kind](*weights)
+    return ((cell, s.randn(size)), {}), Work(2 * gates * size, gates + size)
+
+
+def _test_time_scan(s: Sizes) -> Built:
+    init = [s.weight(s.heads, s.size, s.size) / s.size]
+    rule = Rule(chunk=16)
+    options = {"init": init, "rate": s.rand(s.heads) / 2, "rule": rule}
+    return (_qkv(s), options), _matrix_work(s, products=3, pairs=4)
+
+
+def _ridge_regression(s: Sizes) -> Built:
+    options = {"ridge": torch.ones(s.heads, s.size), "weight": s.rand(s.heads)}
+    return (_qkv(s), options), _matrix_work(s, products=s.size / 3, pairs=2)
+
+
+def _local_regression(s: Sizes) -> Built:
+    q, k, v = _qkv(s)
+    work = Work(2 * s.width * s.T / 2, s.heads * s.T / 2)
+    return ((q / s.size**0.5, k, v), {"degree": 0}), work
+
+
+TABLE: dict[str, tuple[ModuleType, Callable[[Sizes], Built]]] = {
+    "linear_scan": (linear_scan, _linear_scan),
+    "selective_scan": (selective_scan, _selective_scan),
+    **{
+        f"linear_attention{name}": (linear_attention, partial(_linear_attention, decay=kind))
+        for name, kind in (("", "none"), (" decay", "decay"), (" decays", "decays"))
+    },
+    "linear_attention mamba2": (linear_attention, _mamba2),
+    "linear_attention mlstm": (linear_attention, _mlstm),
+    **{
+        f"delta_rule{name}": (delta_rule, partial(_delta_rule, decay=kind))
+        for name, kind in (("", "none"), (" decay", "decay"), (" decays", "decays"))
+    },
+    "dplr": (dplr, _dplr),
+    "attention": (attention, partial(_attention, window=None)),
+    "attention window": (attention, partial(_attention, window=WINDOW)),
+    "local_regression": (local_regression, _local_regression),
+    "ridge_regression": (ridge_regression, _ridge_regression),
+    "test_time_scan": (test_time_scan, _test_time_scan),
+    "short_conv": (short_conv, _short_conv),
+    "long_conv": (long_conv, _long_conv),
+    "ssm_conv": (ssm_conv, _ssm_conv),
+    **{
+        f"cell_scan {kind}{name}": (cells, partial(_cell, kind=kind, units=units))
+        for kind in ("lstm", "gru", "slstm")
+        for name, units in (("", 2), (" wide", 8))
+    },
+    "semiring_scan max_plus": (
+        semiring_scan,
+        partial(_semiring_scan, semiring="max_plus", exponentials=0),
+    ),
+    "semiring_scan logsumexp_plus": (
+        semiring_scan,
+        partial(_semiring_scan, semiring="logsumexp_plus", exponentials=2),
+    ),
+}
