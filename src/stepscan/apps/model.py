@@ -179,12 +179,23 @@ class Model:
         min_p: float = 0.0,
         stop: str | None = None,
         seed: int = 0,
+        dtype: str = "fp32",
     ) -> str:
-        """Text that goes on after the prompt; see `Sampling` for the options."""
+        """Text that goes on after the prompt; see `Sampling` for the options.
+
+        `dtype="bf16"` or `"int8"` rounds the weights for new tokens: faster, and nearly as good.
+        """
         schema = self._wants(TextSchema, "generate")
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         return text_app.generate(
-            self.network, schema, prompt, length=length, sampling=sampling, stop=stop, seed=seed
+            self.network,
+            schema,
+            prompt,
+            length=length,
+            sampling=sampling,
+            stop=stop,
+            seed=seed,
+            dtype=dtype,
         )
 
     def predict(

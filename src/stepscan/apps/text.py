@@ -95,6 +95,7 @@ def generate(
     sampling: Sampling = Sampling(temperature=0.8),  # noqa: B008  (frozen)
     stop: str | None = None,
     seed: int = 0,
+    dtype: str = "fp32",
 ) -> str:
     """Text that goes on after the prompt.
 
@@ -106,12 +107,14 @@ def generate(
         sampling: How to choose each.
         stop: Ends the text where it appears (and is left out); so does the end of a document.
         seed: The same seed gives the same text.
+        dtype: What the weights are rounded to for new tokens: fp32, bf16 or int8.
     """
     if length < 1:
         raise ValueError(f"generate: want length >= 1, got {length}")
     ids = [schema.boundary, *schema.encode(prompt).tolist()]
     rng = torch.Generator().manual_seed(seed)
-    steps = decode(model.eval(), torch.tensor([ids]), sampling=sampling, rng=rng)
+    prompt_ids = torch.tensor([ids])
+    steps = decode(model.eval(), prompt_ids, sampling=sampling, rng=rng, dtype=dtype)
     drawn: list[int] = []
     for token in islice(steps, length):
         if int(token) == schema.boundary:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -33,6 +34,8 @@ class Args:
     """End the text where this appears."""
     seed: int = 0
     """The same seed gives the same text."""
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
+    """What the weights are rounded to for new tokens: less memory to read, so faster."""
     json: bool = False
     """Print JSON."""
 
@@ -49,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
         min_p=args.min_p,
         stop=args.stop,
         seed=args.seed,
+        dtype=args.dtype,
     )
     print(json.dumps({"prompt": args.prompt, "text": text}) if args.json else args.prompt + text)
     return 0

@@ -45,6 +45,8 @@ class Sampling:
     def probabilities(self, logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """What `choose` draws from."""
         p = (logits.float() / max(self.temperature, 1e-6)).softmax(-1)
+        if not self.top_k and self.top_p == 1 and not self.min_p:  # a sort costs more than a step
+            return p / p.sum(-1, keepdim=True)
         sorted_p, order = p.sort(-1, descending=True)
         keep = torch.ones_like(p, dtype=torch.bool)
         if self.top_k:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stepscan.layers.convolution import ShortConv
+from stepscan.layers.projection import Linear
 from stepscan.names import lookup
 
 STEP_SIZES = ("learned", "kaczmarz")
@@ -45,9 +46,9 @@ class DeltaInputs(nn.Module):
         keys: int,
         values: int,
         window: int,
-        eig_range: tuple[float, float],
-        n_householder: int,
-        step_size: str,
+        eig_range: tuple[float, float] = (0.0, 1.0),
+        n_householder: int = 1,
+        step_size: str = "learned",
     ) -> None:
         super().__init__()
         if heads < 1 or keys < 1 or values < 1 or keys % heads or values % heads:
@@ -61,9 +62,9 @@ class DeltaInputs(nn.Module):
         self.heads, self.writes, self.eig_range = heads, n_householder, (low, high)
         self.kaczmarz = step_size == "kaczmarz"
         self.sizes = keys, n_householder * keys, n_householder * values
-        self.qkv = nn.Linear(width, sum(self.sizes), bias=False)
+        self.qkv = Linear(width, sum(self.sizes), bias=False)
         self.conv = ShortConv(sum(self.sizes), window, bias=False)
-        self.strength = nn.Linear(width, n_householder * heads, bias=self.kaczmarz)
+        self.strength = Linear(width, n_householder * heads, bias=self.kaczmarz)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

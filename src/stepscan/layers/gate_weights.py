@@ -56,3 +56,36 @@ def copy_torch_weights(
         for cell, given in zip(cells, source.all_weights, strict=True):
             for mine, theirs in zip_longest(cell, given):
                 mine.zero_() if theirs is None else mine.copy_(theirs)
+
+
+class DiagonalGates(nn.Module):
+    """Weights of a cell of `ops/diagonal_cells.py`: maps from x head by head, from h per channel.
+
+    Initial values of ParaRNN's code: weights normal with variance 4 / (5 fan-in), the bias of the
+    first gate falling from 0 to -1 along the channels, all other biases 0. As fan-in of what has
+    one input per channel, too, the inputs of a head are taken here.
+    """
+
+    def __init__(self, width: int, heads: int, *, gates: int, peepholes: int = 0) -> None:
+        super().__init__()
+        size = width // heads
+        self.input_weight = nn.Parameter(torch.empty(heads, size, gates, size))
+        self.recurrent_weight = nn.Parameter(torch.empty(gates, width))
+        self.peephole = nn.Parameter(torch.empty(peepholes, width)) if peepholes else None
+        self.bias = nn.Parameter(torch.empty(gates, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh initial values."""
+        std = (4 / (5 * self.input_weight.shape[1])) ** 0.5
+        for p in (self.input_weight, self.recurrent_weight, self.peephole):
+            if p is not None:
+                nn.init.normal_(p, std=std)
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.bias[0] = -torch.linspace(0, 1, self.bias.shape[1])
+
+    def forward(self) -> tuple[Tensor, ...]:
+        """What a cell is made of."""
+        given = (self.input_weight, self.recurrent_weight, self.peephole, self.bias)
+        return tuple(p for p in given if p is not None)

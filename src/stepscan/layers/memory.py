@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stepscan.layers.convolution import ShortConv
 from stepscan.layers.delta_inputs import unit
+from stepscan.layers.projection import Linear
 from stepscan.ops import test_time_scan as scan
 from stepscan.ops.memory_network import Rule
 
@@ -37,9 +38,9 @@ class MemoryInputs(nn.Module):
         if heads < 1 or width % heads:
             raise ValueError(f"heads={heads} must divide width={width}")
         self.heads, self.normalize = heads, normalize
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.conv = None if window is None else ShortConv(3 * width, window, bias=False)
-        self.gates = nn.Linear(width, len(gates) * heads) if gates else None
+        self.gates = Linear(width, len(gates) * heads) if gates else None
         if self.gates is not None:
             with torch.no_grad():
                 self.gates.bias.copy_(torch.tensor(gates).repeat_interleave(heads))

@@ -4,6 +4,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.layers.projection import Linear
+
 
 class SwiGLU(nn.Module):
     """Gated feed-forward layer, y = W_o (silu(W_g x) * W_v x), without biases (arXiv:2002.05202).
@@ -17,9 +19,9 @@ class SwiGLU(nn.Module):
         if not ratio > 0:
             raise ValueError(f"SwiGLU: want ratio above 0, got {ratio}")
         hidden = max(8, 8 * round(width * ratio / 8))
-        self.gate = nn.Linear(width, hidden, bias=False)
-        self.value = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, width, bias=False)
+        self.gate = Linear(width, hidden, bias=False)
+        self.value = Linear(width, hidden, bias=False)
+        self.out = Linear(hidden, width, bias=False)
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Each token on its own."""

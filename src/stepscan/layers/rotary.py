@@ -21,8 +21,14 @@ def rotate(
         raise ValueError(f"rotate: want an even head size, got {x.shape[-1]}; change the heads")
     half = x.shape[-1] // 2
     exponent = torch.arange(half, device=x.device, dtype=torch.float64) / half
-    angle = positions[..., None, None] * base**-exponent  # float64: positions grow without bound
+    # float64: positions grow without bound
+    return turn(x, positions[..., None, None] * base**-exponent)
+
+
+def turn(x: Float[Tensor, "*n K"], angle: Float[Tensor, "*#n A"]) -> Float[Tensor, "*n K"]:
+    """Turn pairs of channels by A angles: the first 2 A channels, others stay as they are."""
+    half = angle.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
     cos, sin = angle.cos().to(wide), angle.sin().to(wide)
-    a, b = x.to(wide).split(half, -1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
+    a, b, rest = x.to(wide).split([half, half, x.shape[-1] - 2 * half], -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1).to(x.dtype)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.memory import LearnedMemory, MemoryInputs
 from stepscan.layers.polynomial import Polynomial
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.memory_network import Rule
 from stepscan.ops.test_time_scan import MemoryState
@@ -95,8 +96,8 @@ class Atlas(Mixer[AtlasState]):
             rule=Rule(chunk=config.chunk, window=config.context, orthogonalize=config.muon_steps),
         )  # fmt: skip
         self.norm = nn.RMSNorm(size, eps=1e-5)
-        self.gate = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.gate = Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from stepscan.layers.projection import Linear
 from stepscan.layers.rotary import rotate
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.attention import AttentionState, attention
@@ -70,10 +71,10 @@ class Attention(Mixer[AttentionState]):
         self.head_size = width // config.heads
         self.groups = groups
         self.sizes = (width, groups * self.head_size, groups * self.head_size)
-        self.qkv = nn.Linear(width, sum(self.sizes), bias=False)
+        self.qkv = Linear(width, sum(self.sizes), bias=False)
         self.q_norm = nn.RMSNorm(self.head_size) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_size) if config.qk_norm else None
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

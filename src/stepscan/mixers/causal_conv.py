@@ -14,10 +14,11 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from stepscan.layers.convolution import ShortConv
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 
 
@@ -56,10 +57,10 @@ class CausalConv(Mixer[CausalConvState]):
     def __init__(self, config: CausalConvConfig, width: int, inner: int) -> None:
         super().__init__()
         self.config = config
-        self.gate = nn.Linear(width, inner, bias=False)
-        self.value = nn.Linear(width, inner, bias=False)
+        self.gate = Linear(width, inner, bias=False)
+        self.value = Linear(width, inner, bias=False)
         self.conv = ShortConv(inner, config.window, activation=None)
-        self.out = nn.Linear(inner, width, bias=False)
+        self.out = Linear(inner, width, bias=False)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

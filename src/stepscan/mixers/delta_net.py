@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stepscan.layers.delta_inputs import DeltaInputs
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.delta_rule import delta_rule
 
@@ -71,7 +72,7 @@ class DeltaNet(Mixer[DeltaNetState]):
             step_size=config.step_size,
         )
         self.norm = nn.RMSNorm(width // config.heads, eps=1e-5)
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

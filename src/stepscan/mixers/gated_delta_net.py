@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.decay_gate import DecayGate
 from stepscan.layers.delta_inputs import DeltaInputs
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.delta_rule import delta_rule
 
@@ -84,8 +85,8 @@ class GatedDeltaNet(Mixer[GatedDeltaNetState]):
         self.memory = config.heads, keys // config.heads, values // config.heads
         self.decay = DecayGate(width, config.heads)
         self.norm = nn.RMSNorm(values // config.heads, eps=1e-5)
-        self.gate = nn.Linear(width, values, bias=False)
-        self.out = nn.Linear(values, width, bias=False)
+        self.gate = Linear(width, values, bias=False)
+        self.out = Linear(values, width, bias=False)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stepscan.layers.gate_weights import GateWeights, copy_torch_weights
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops import cells
 
@@ -63,11 +64,17 @@ class GRU(Mixer[GRUState]):
         self.cells = nn.ModuleList(
             GateWeights(inputs, inner, 3) for inputs in (width, *[inner] * (config.depth - 1))
         )
-        self.out = nn.Linear(inner, width, bias=False) if inner != width else None
+        self.out = Linear(inner, width, bias=False) if inner != width else None
 
     def load_torch(self, source: nn.GRU) -> None:
         """Copy the weights of a one-directional `torch.nn.GRU` of the same sizes."""
         copy_torch_weights([cell() for cell in self.cells], source, mode="GRU")
+
+    def cell(self) -> cells.GRU:
+        """The weights as a cell, where there is one only; else `ValueError`."""
+        if self.config.depth > 1:
+            raise ValueError(f"gru: want depth=1 for a single cell, got {self.config.depth}")
+        return cells.GRU(*self.cells[0]())
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

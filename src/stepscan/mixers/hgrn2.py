@@ -4,13 +4,10 @@
     S_t = diag(alpha_t) S_{t-1} + (1 - alpha_t) v_t^T
     y_t = W_o RMSNorm(S_t^T silu(W_q x_t) / sqrt(K))
 
-The lower bound gamma rises with the layer, so that higher layers remember longer. As published, but
-that the paper keeps one table of bounds for the whole model, gamma_l = sum of softmax over the
-layers below l: here each layer learns its own, from the same initial value l / L.
+As published, but for where the bounds gamma are kept: `layers/lower_bound.py`.
 State: B x H x K x V floats, constant in T.   Cost: O(T K V) per head.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -20,6 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.layers.lower_bound import log_forget, lower_bound
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.linear_attention import linear_attention
 
@@ -43,8 +42,6 @@ class HGRN2Config(MixerConfig):
         """Build the module for a model of this width."""
         if self.heads < 1 or width % self.heads:
             raise ValueError(f"hgrn2: heads={self.heads} must divide width={width}")
-        if not 0 <= self.layer < self.layers:
-            raise ValueError(f"hgrn2: want 0 <= layer < layers, got {self.layer} of {self.layers}")
         return HGRN2(self, width)
 
 
@@ -62,17 +59,10 @@ class HGRN2(Mixer[HGRN2State]):
     def __init__(self, config: HGRN2Config, width: int) -> None:
         super().__init__()
         self.config = config
-        self.qfv = nn.Linear(width, 3 * width, bias=False)
-        self.bound = nn.Parameter(torch.empty(width)) if config.layer else None
+        self.qfv = Linear(width, 3 * width, bias=False)
+        self.bound = lower_bound(width, config.layer, config.layers)
         self.norm = nn.RMSNorm(width, eps=1e-5)
-        self.out = nn.Linear(width, width, bias=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """The lower bound sigmoid(bound) is layer / layers; none in the lowest layer."""
-        if self.bound is not None:
-            low = self.config.layer / self.config.layers
-            nn.init.constant_(self.bound, math.log(low / (1 - low)))
+        self.out = Linear(width, width, bias=False)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -93,10 +83,7 @@ class HGRN2(Mixer[HGRN2State]):
         """Mix along T."""
         memory = None if state is None else state.memory
         q, f, v = self.qfv(x).chunk(3, -1)
-        g = F.logsigmoid(f.to(torch.promote_types(f.dtype, torch.float32)))
-        if self.bound is not None:
-            bound = self.bound.to(g.dtype)
-            g = torch.logaddexp(F.logsigmoid(bound), F.logsigmoid(-bound) + g)
+        g = log_forget(f, self.bound)
         q, k, v, g = map(self._heads, (F.silu(q), -torch.expm1(g), v, g))
         y, memory = linear_attention(
             q * q.shape[-1] ** -0.5, k, v, log_decay=g, state=memory, resets=resets

@@ -13,9 +13,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.linear_attention import linear_attention
 
@@ -50,8 +51,8 @@ class LinearAttention(Mixer[LinearAttentionState]):
     def __init__(self, config: LinearAttentionConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -17,10 +17,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.linear_scan import linear_scan
+from stepscan.ops.projection import project
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,8 @@ class LRU(Mixer[LRUState]):
         hidden = None if state is None else torch.view_as_complex(state.hidden.contiguous())
         decay = torch.polar((-self.log_nu.to(wide).exp()).exp(), self.log_theta.to(wide).exp())
         gain = self.log_gamma.to(wide).exp()
-        written = torch.complex(*(gain * F.linear(x, part).to(wide) for part in self.write))
+        written = torch.complex(*(gain * project(x, part).to(wide) for part in self.write))
         h, hidden = linear_scan(decay.expand_as(written), written, state=hidden, resets=resets)
         real, imaginary = (part.to(x.dtype) for part in (h.real, h.imag))
-        y = F.linear(real, self.read[0]) - F.linear(imaginary, self.read[1]) + self.skip * x
+        y = project(real, self.read[0]) - project(imaginary, self.read[1]) + self.skip * x
         return y, LRUState(torch.view_as_real(hidden))

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stepscan.layers.convolution import ShortConv
+from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import fill_step_bias
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.selective_scan import selective_scan
@@ -67,14 +68,14 @@ class Mamba(Mixer[MambaState]):
         super().__init__()
         self.config = config
         self.sizes = (rank, config.states, config.states)
-        self.inputs = nn.Linear(width, 2 * inner, bias=False)
+        self.inputs = Linear(width, 2 * inner, bias=False)
         self.conv = ShortConv(inner, config.window)
-        self.selection = nn.Linear(inner, sum(self.sizes), bias=False)
-        self.step = nn.Linear(rank, inner, bias=False)
+        self.selection = Linear(inner, sum(self.sizes), bias=False)
+        self.step = Linear(rank, inner, bias=False)
         self.step_bias = nn.Parameter(torch.empty(inner))
         self.A_log = nn.Parameter(torch.empty(inner, config.states))
         self.D = nn.Parameter(torch.empty(inner))
-        self.out = nn.Linear(inner, width, bias=False)
+        self.out = Linear(inner, width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

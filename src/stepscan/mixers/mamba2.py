@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepscan.layers.convolution import ShortConv
+from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import fill_step_bias
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.linear_attention import linear_attention
@@ -77,13 +78,13 @@ class Mamba2(Mixer[Mamba2State]):
         keys = config.groups * config.states
         self.sizes = (inner, inner + 2 * keys, heads)
         self.parts = (inner, keys, keys)
-        self.inputs = nn.Linear(width, sum(self.sizes), bias=False)
+        self.inputs = Linear(width, sum(self.sizes), bias=False)
         self.conv = ShortConv(sum(self.parts), config.window)
         self.step_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads))
         self.norm = nn.Parameter(torch.empty(inner))
-        self.out = nn.Linear(inner, width, bias=False)
+        self.out = Linear(inner, width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepscan.layers.memory import LearnedMemory, MemoryInputs
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.names import lookup
 from stepscan.ops.memory_network import Rule
@@ -93,8 +94,8 @@ class Miras(Mixer[MirasState]):
             [size, config.expansion * size, size], heads=config.heads, rule=rule
         )
         self.norm = nn.RMSNorm(size, eps=1e-5)
-        self.gate = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.gate = Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepscan.layers.convolution import ShortConv
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.linear_attention import ScaledMemory, linear_attention
 
@@ -78,13 +79,13 @@ class MLSTM(Mixer[MLSTMState]):
         super().__init__()
         self.config = config
         blocks = inner // config.block
-        self.up = nn.Linear(width, 2 * inner, bias=False)
+        self.up = Linear(width, 2 * inner, bias=False)
         self.conv = ShortConv(inner, config.window)
         self.qkv = nn.Parameter(torch.empty(3, blocks, config.block, config.block))  # out, in
-        self.gates = nn.Linear(3 * inner, 2 * config.heads)  # input gates, then forget gates
+        self.gates = Linear(3 * inner, 2 * config.heads)  # input gates, then forget gates
         self.norm = nn.Parameter(torch.empty(inner))
         self.skip = nn.Parameter(torch.empty(inner))
-        self.down = nn.Linear(inner, width, bias=False)
+        self.down = Linear(inner, width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.layers.projection import Linear
 from stepscan.layers.rotary import rotate
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.arguments import as_resets
@@ -62,11 +63,11 @@ class RetNet(Mixer[RetNetState]):
     def __init__(self, config: RetNetConfig, width: int, values: int) -> None:
         super().__init__()
         self.config = config
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, values, bias=False)
-        self.gate = nn.Linear(width, values, bias=False)
-        self.out = nn.Linear(values, width, bias=False)
+        self.query = Linear(width, width, bias=False)
+        self.key = Linear(width, width, bias=False)
+        self.value = Linear(width, values, bias=False)
+        self.gate = Linear(width, values, bias=False)
+        self.out = Linear(values, width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepscan.layers.delta_inputs import unit
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.dplr import dplr
 
@@ -78,9 +79,9 @@ class RWKV7(Mixer[RWKV7State]):
         super().__init__()
         self.config = config
         self.mix = nn.Parameter(torch.empty(6, width))
-        self.receptance = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
+        self.receptance = Linear(width, width, bias=False)
+        self.key = Linear(width, width, bias=False)
+        self.value = Linear(width, width, bias=False)
         self.decay = LowRank(width, 2.5, torch.tanh)
         self.rate = LowRank(width, 2.5, nn.Identity())
         self.gate = LowRank(width, 5.0, torch.sigmoid)
@@ -91,7 +92,7 @@ class RWKV7(Mixer[RWKV7State]):
         self.bonus = nn.Parameter(torch.empty(config.heads, width // config.heads))
         self.norm_weight = nn.Parameter(torch.empty(width))
         self.norm_bias = nn.Parameter(torch.empty(width))
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -175,8 +176,8 @@ class LowRank(nn.Module):
         published = max(32, 32 * round(ratio * width**0.5 / 32))
         rank = min(published, width // 2)
         self.activation = activation
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, width, bias=False)
+        self.down = Linear(width, rank, bias=False)
+        self.up = Linear(rank, width, bias=False)
         nn.init.zeros_(self.down.weight)
         nn.init.orthogonal_(self.up.weight, gain=0.1)
 

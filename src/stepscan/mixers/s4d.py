@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.ssm_conv import ssm_conv
 
@@ -69,7 +70,7 @@ class S4D(Mixer[S4DState]):
         self.frequency = nn.Parameter(torch.empty(width, pairs))
         self.readout = nn.Parameter(torch.empty(width, pairs, 2))
         self.skip = nn.Parameter(torch.empty(width))
-        self.out = nn.Linear(width, 2 * width)
+        self.out = Linear(width, 2 * width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from stepscan.layers.decay_gate import DecayGate
 from stepscan.layers.memory import MemoryInputs
 from stepscan.layers.polynomial import Polynomial
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.names import lookup
 from stepscan.ops.attention import AttentionState
@@ -120,13 +121,13 @@ class Regression(Mixer[RegressionState]):
         self.features = Polynomial(size, 2 if config.features == "polynomial" else 1)
         self.keys = self.features.size
         weighed, gated = config.weights != "none", config.weights == "gated"
-        self.strength = nn.Linear(width, config.heads, bias=False) if weighed else None
+        self.strength = Linear(width, config.heads, bias=False) if weighed else None
         self.decay = DecayGate(width, config.heads) if gated else None
         self.ridge = None
         if config.solver == "ridge":  # softplus of it starts at 1, as in MesaNet
             self.ridge = nn.Parameter(torch.full((config.heads, self.keys), 1.0).expm1().log())
         self.norm = nn.RMSNorm(size, eps=1e-5)
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepscan.layers.memory import LearnedMemory, MemoryInputs
+from stepscan.layers.projection import Linear
 from stepscan.layers.rotary import rotate
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.names import lookup
@@ -80,8 +81,8 @@ class TTT(Mixer[MemoryState]):
         )
         self.place = nn.Parameter(torch.zeros(config.chunk))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.gate = nn.Linear(width, width, bias=False) if config.gate else None
-        self.out = nn.Linear(width, width, bias=False)
+        self.gate = Linear(width, width, bias=False) if config.gate else None
+        self.out = Linear(width, width, bias=False)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -65,7 +65,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data with every option spelled out, so that later defaults cannot change a file."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        layers = [{"name": c.name, **dataclasses.asdict(c)} for c in self.mixers]
+        layers = [mixers.to_dict(c) for c in self.mixers]
         return data | {
             "head": heads.to_dict(self.head),
             "layers": layers,
@@ -91,10 +91,15 @@ class ModelConfig:
 
 def _placed(config: MixerConfig, layer: int, layers: int) -> MixerConfig:
     """A mixer whose initial values depend on depth has these two fields: fill them in."""
-    if {"layer", "layers"} <= {f.name for f in dataclasses.fields(config)}:
-        depth: dict[str, Any] = {"layer": layer, "layers": layers}
-        return dataclasses.replace(config, **depth)
-    return config
+    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    changed: dict[str, Any] = {
+        name: _placed(value, layer, layers)
+        for name, value in options.items()
+        if isinstance(value, MixerConfig)
+    }
+    if {"layer", "layers"} <= options.keys():
+        changed |= {"layer": layer, "layers": layers}
+    return dataclasses.replace(config, **changed) if changed else config
 
 
 def _bounded(data: object, where: str) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.layers.projection import Linear
 from stepscan.models.inputs import Inputs
 from stepscan.names import lookup
 
@@ -167,7 +168,7 @@ class Logits(nn.Module):
 
     def __init__(self, width: int, vocab: int, table: nn.Embedding | None) -> None:
         super().__init__()
-        self.map = nn.Linear(width, vocab)
+        self.map = Linear(width, vocab)
         nn.init.normal_(self.map.weight, std=width**-0.5)
         nn.init.zeros_(self.map.bias)
         if table is not None:
@@ -184,7 +185,7 @@ class EventHead(nn.Module):
     def __init__(self, width: int, config: NextEvent, table: nn.Embedding | None) -> None:
         super().__init__()
         self.kind = Logits(width, config.vocab, table)
-        self.gap = nn.Linear(width, 3 * config.mixtures)
+        self.gap = Linear(width, 3 * config.mixtures)
         nn.init.normal_(self.gap.weight, std=0.1 * width**-0.5)
         with torch.no_grad():  # components start apart, so that they do not all learn the same
             means = torch.linspace(-2.0, 2.0, config.mixtures)
@@ -204,12 +205,12 @@ class Quantiles(nn.Module):
 
     def __init__(self, width: int, reals: int, config: Forecast) -> None:
         super().__init__()
-        self.highway = nn.Linear(reals, config.horizon, bias=False) if reals else None
+        self.highway = Linear(reals, config.horizon, bias=False) if reals else None
         if self.highway is not None:
             nn.init.zeros_(self.highway.weight)
         self.shape = config.horizon, len(config.quantiles)
         self.middle = len(config.quantiles) // 2
-        self.map = nn.Linear(width, config.horizon * len(config.quantiles))
+        self.map = Linear(width, config.horizon * len(config.quantiles))
         nn.init.normal_(self.map.weight, std=0.1 * width**-0.5)
         nn.init.zeros_(self.map.bias)
 

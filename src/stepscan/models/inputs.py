@@ -6,6 +6,8 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stepscan.layers.projection import Linear
+
 
 class Inputs(NamedTuple):
     """A stretch of sequence. A bare [B T] or [B T F] integer tensor, or a [B T C] real one, is also
@@ -46,7 +48,7 @@ class Embed(nn.Module):
     def __init__(self, tokens: tuple[int, ...], reals: int, width: int) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(size, width) for size in tokens)
-        self.reals = nn.Linear(reals, width) if reals else None
+        self.reals = Linear(reals, width) if reals else None
         # Of unit size where they enter the stack, and of a size that a tied output map wants.
         self.scale = math.sqrt(width)
         for table in self.tables:

@@ -9,7 +9,7 @@ Sources: Elman (1990); LSTM, Hochreiter and Schmidhuber (1997), with the forget 
 """
 
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -18,11 +18,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from stepscan.kernels import available
 from stepscan.kernels import cell_scan as kernel
 from stepscan.names import lookup
 from stepscan.ops.arguments import as_resets
+from stepscan.ops.newton import newton
+from stepscan.ops.projection import project
 
 LONG = 8
 """Steps (between resets) from which a native loop, or torch's own one, is the faster one."""
@@ -96,7 +99,7 @@ class Elman(NamedTuple):
 
     def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
         """W x + b + b_r."""
-        return F.linear(x, self.input_weight, self.input_bias + self.recurrent_bias)
+        return project(x, self.input_weight, self.input_bias + self.recurrent_bias)
 
     def fused(
         self, x: Float[Tensor, "B T D"], state: HiddenState
@@ -144,7 +147,7 @@ class GRU(NamedTuple):
 
     def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T gates"]:
         """W x + b."""
-        return F.linear(x, self.input_weight, self.input_bias)
+        return project(x, self.input_weight, self.input_bias)
 
     def fused(
         self, x: Float[Tensor, "B T D"], state: HiddenState
@@ -203,7 +206,7 @@ class LSTM(NamedTuple):
 
     def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T gates"]:
         """W x + b + b_r."""
-        return F.linear(x, self.input_weight, self.input_bias + self.recurrent_bias)
+        return project(x, self.input_weight, self.input_bias + self.recurrent_bias)
 
     def fused(
         self, x: Float[Tensor, "B T D"], state: LSTMState
@@ -367,7 +370,7 @@ def _where(reset: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 FORMS: Mapping[str, Callable[..., tuple[Tensor, Any]]] = MappingProxyType(
-    {"recurrent": recurrent, "fused": fused, "cpu": cpu}
+    {"recurrent": recurrent, "fused": fused, "cpu": cpu, "newton": partial(newton, loop=recurrent)}
 )
 
 
@@ -388,9 +391,9 @@ def cell_scan(
     if x.ndim != 3 or x.shape[2] != inputs:
         raise ValueError(f"cell_scan: want x [B T D] with D = {inputs}, got {tuple(x.shape)}")
     resets = None if resets is None else as_resets(resets, x)
-    given = (x, *cell, *(() if state is None else state))
+    given = (t for t in pytree.tree_leaves((x, cell, state)) if isinstance(t, Tensor))
     dtype = reduce(torch.promote_types, (t.dtype for t in given), torch.float32)
-    cell = type(cell)(*(weight.to(dtype) for weight in cell))
+    cell = pytree.tree_map_only(Tensor, lambda weight: weight.to(dtype), cell)
     fresh = cell.init(x.shape[0])
     state = fresh if state is None else type(fresh)(*(t.to(dtype) for t in state))
     for name, want, got in zip(fresh._fields, fresh, state, strict=True):

@@ -22,6 +22,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from stepscan.kernels import available
+from stepscan.kernels import semiring_scan as native
 from stepscan.names import lookup
 from stepscan.ops.arguments import as_resets, as_state
 
@@ -34,13 +36,15 @@ class Semiring(NamedTuple):
     times: Callable[[Tensor, Tensor], Tensor]
     plus: Callable[[Tensor, Tensor], Tensor]
     one: float
+    number: int
+    """What the native kernel knows it by."""
 
 
 SEMIRINGS: Mapping[str, Semiring] = MappingProxyType(
     {
-        "min_max": Semiring(torch.minimum, torch.maximum, torch.inf),
-        "max_plus": Semiring(torch.add, torch.maximum, 0.0),
-        "logsumexp_plus": Semiring(torch.add, torch.logaddexp, 0.0),
+        "min_max": Semiring(torch.minimum, torch.maximum, torch.inf, 0),
+        "max_plus": Semiring(torch.add, torch.maximum, 0.0, 1),
+        "logsumexp_plus": Semiring(torch.add, torch.logaddexp, 0.0, 2),
     }
 )
 
@@ -93,8 +97,22 @@ def blocked(
     return h.flatten(1, 2)[:, :T], starts[-1]
 
 
+def cpu(
+    a: Float[Tensor, "B T D"],
+    b: Float[Tensor, "B T D"],
+    semiring: Semiring,
+    *,
+    initial: float,
+    state: Float[Tensor, "B D"],
+    resets: Bool[Tensor, "B T"],
+) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B D"]]:
+    """The native kernel, float32 on CPU: vectors of channels, threads over rows and channels."""
+    h = native.semiring_scan(a, b, state, resets, semiring.number, float(initial))
+    return h, h[:, -1].clone()  # a view would keep all of h alive
+
+
 FORMS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = MappingProxyType(
-    {"recurrent": recurrent, "blocked": blocked}
+    {"recurrent": recurrent, "blocked": blocked, "cpu": cpu}
 )
 
 
@@ -110,7 +128,7 @@ def semiring_scan(
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B D"]]:
     """All h, and the last one. The state stays float32 or wider; h has the dtype of a and b.
 
-    `form="auto"` picks by length, never changing the result.
+    `form="auto"` picks by length, device and dtype, never changing the result.
     """
     pair = lookup(SEMIRINGS, semiring, kind="semiring")
     if a.ndim != 3 or a.shape != b.shape or a.is_complex() or b.is_complex():
@@ -119,14 +137,19 @@ def semiring_scan(
             f"got a {a.dtype} {tuple(a.shape)}, b {b.dtype} {tuple(b.shape)}"
         )
     B, T, D = b.shape
-    form = ("recurrent" if T <= 2 * BLOCK else "blocked") if form == "auto" else form
-    run = lookup(FORMS, form, kind="form of semiring_scan")
     resets = as_resets(resets, b)
     given, state = state, as_state(state, (B, D), a, b)
     state = torch.full_like(state, initial) if given is None else state
+    run = lookup(FORMS, _pick(T, state) if form == "auto" else form, kind="form of semiring_scan")
     dtype = torch.promote_types(a.dtype, b.dtype)
     if T == 0:
         return b.to(dtype), state
     wide = (x.to(state.dtype) for x in (a, b))
     h, state = run(*wide, pair, initial=initial, state=state, resets=resets)
     return h.to(dtype), state
+
+
+def _pick(T: int, state: Tensor) -> str:
+    if state.dtype == torch.float32 and state.device.type == "cpu" and available("semiring_scan"):
+        return "cpu"
+    return "recurrent" if T <= 2 * BLOCK else "blocked"

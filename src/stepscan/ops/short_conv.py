@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from stepscan.kernels import available
+from stepscan.kernels import short_conv as native
 from stepscan.names import lookup
 from stepscan.ops.arguments import as_resets, as_state
 
@@ -25,7 +27,9 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({"silu"
 def recurrent(
     x: Float[Tensor, "B T D"],
     weight: Float[Tensor, "D W"],
+    bias: Float[Tensor, "D"] | None,
     *,
+    activation: str | None,
     state: Float[Tensor, "B W-1 D"],
     resets: Bool[Tensor, "B T"] | None,
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B W-1 D"]]:
@@ -36,13 +40,15 @@ def recurrent(
         window = torch.cat([past, x_t[:, None]], 1)
         ys.append(torch.einsum("bwd,dw->bd", window, weight))
         state = window[:, 1:]
-    return torch.stack(ys, 1), state
+    return _finish(torch.stack(ys, 1), bias, activation), state
 
 
 def shifted(
     x: Float[Tensor, "B T D"],
     weight: Float[Tensor, "D W"],
+    bias: Float[Tensor, "D"] | None,
     *,
+    activation: str | None,
     state: Float[Tensor, "B W-1 D"],
     resets: Bool[Tensor, "B T"] | None,
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B W-1 D"]]:
@@ -53,17 +59,37 @@ def shifted(
     if resets is None:
         for j in range(W - 1):
             y = torch.addcmul(y, past[:, j : j + T], weight[:, j])
-        return y, past[:, T:].clone()  # a view would keep the whole stretch alive
+        last = past[:, T:].clone()  # a view would keep the whole stretch alive
+        return _finish(y, bias, activation), last
     segment = F.pad(resets.cumsum(1), (W - 1, 0))
     for j in range(W - 1):
         gone = segment[:, j : j + T] != segment[:, W - 1 :]
         y = y + (past[:, j : j + T] * weight[:, j]).masked_fill(gone[..., None], 0.0)
     gone = segment[:, T:] != segment[:, -1:]
-    return y, past[:, T:].masked_fill(gone[..., None], 0.0)
+    last = past[:, T:].masked_fill(gone[..., None], 0.0)
+    return _finish(y, bias, activation), last
+
+
+def _finish(y: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    y = y if bias is None else y + bias
+    return y if activation is None else ACTIVATIONS[activation](y)
+
+
+def cpu(
+    x: Float[Tensor, "B T D"],
+    weight: Float[Tensor, "D W"],
+    bias: Float[Tensor, "D"] | None,
+    *,
+    activation: str | None,
+    state: Float[Tensor, "B W-1 D"],
+    resets: Bool[Tensor, "B T"] | None,
+) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B W-1 D"]]:
+    """The native kernel, float32 on CPU: bias and activation in the same pass over x."""
+    return native.short_conv(x, weight, bias, state, resets, activation == "silu")
 
 
 FORMS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = MappingProxyType(
-    {"recurrent": recurrent, "shifted": shifted}
+    {"recurrent": recurrent, "shifted": shifted, "cpu": cpu}
 )
 
 
@@ -82,16 +108,22 @@ def short_conv(
     The state stays float32 or wider, y has x's dtype, and `form="auto"` never changes the result.
     """
     _check(x, weight, bias)
-    f = None if activation is None else lookup(ACTIVATIONS, activation, kind="activation")
-    run = lookup(FORMS, "shifted" if form == "auto" else form, kind="form of short_conv")
+    if activation is not None:
+        lookup(ACTIVATIONS, activation, kind="activation")
     (B, T, D), W = x.shape, weight.shape[1]
     state = as_state(state, (B, W - 1, D), x, weight, bias)
+    run = lookup(FORMS, _pick(state) if form == "auto" else form, kind="form of short_conv")
     resets = None if resets is None else as_resets(resets, x)
     if T == 0:
         return x, state
-    y, state = run(x.to(state.dtype), weight.to(state.dtype), state=state, resets=resets)
-    y = y if bias is None else y + bias
-    return (y if f is None else f(y)).to(x.dtype), state
+    wide = (None if w is None else w.to(state.dtype) for w in (x, weight, bias))
+    y, state = run(*wide, activation=activation, state=state, resets=resets)
+    return y.to(x.dtype), state
+
+
+def _pick(state: Tensor) -> str:
+    native = state.dtype == torch.float32 and state.device.type == "cpu"
+    return "cpu" if native and available("short_conv") else "shifted"
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -40,7 +40,7 @@ class TrainConfig:
     floor: float = 0.1
     """Part of the peak learning rate at which the schedule begins and ends."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products; weights, states and sums stay float32."""
+    """Of products with weights, see `ops.projection`; everything else is float32."""
     evaluations: int = 20
     """How many times to evaluate over the budget."""
     reports: int = 200

@@ -26,6 +26,7 @@ from stepscan.data.base import Packed
 from stepscan.data.batches import draw
 from stepscan.models.inputs import Inputs
 from stepscan.models.model import SequenceModel
+from stepscan.ops.projection import bfloat16_projections
 from stepscan.train import checkpoint, snapshot
 from stepscan.train.carry import newest_slots
 from stepscan.train.config import TrainConfig
@@ -84,8 +85,6 @@ class Trainer:
             weight_decay=config.weight_decay,
             betas=config.betas,
         )
-        if config.precision == "bfloat16":  # torch says once that a norm takes its slower path
-            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         self._recent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
         self._evaluate = evaluate
         self._logs = [] if log is None else [log]
@@ -162,9 +161,7 @@ class Trainer:
         )
         self.model.train()
         with self._random_numbers_of(at):
-            with torch.autocast(
-                self._device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-            ):
+            with bfloat16_projections(config.precision == "bfloat16"):
                 outputs, state = self.model(
                     Inputs(batch.tokens, batch.reals), self._state, batch.resets
                 )
