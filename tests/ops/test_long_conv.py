@@ -45,8 +45,10 @@ def some_resets(T, marked):
     return torch.rand(B, T) < 0.05 if marked else None
 
 
-@pytest.mark.parametrize("form", ["shifted", "fft"])
-@pytest.mark.parametrize(("T", "L"), [(1, 1), (1, 9), (7, 40), (70, 1), (70, 40), (64, 65)])
+@pytest.mark.parametrize("form", ["shifted", "blocked", "fft"])
+@pytest.mark.parametrize(
+    ("T", "L"), [(1, 1), (1, 9), (7, 40), (70, 1), (70, 40), (64, 65), (150, 200)]
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @marked
 def test_long_conv_forms_agree(form, T, L, dtype, marked):
@@ -75,10 +77,12 @@ def test_long_conv_reset_and_rows_laws(form):
     rows_law(step(form, kernel), (u,), state, params=[kernel])
 
 
-@pytest.mark.parametrize("form", ["recurrent", "shifted"])
+@pytest.mark.parametrize("form", ["recurrent", "shifted", "blocked"])
 def test_long_conv_is_causal(form):
     u, kernel, _ = make()
     causal_law(step(form, kernel), (u,), 40)
+    u, kernel, _ = make(T=150, L=140)
+    causal_law(step(form, kernel), (u,), 130)
 
 
 def spectral_steps():

@@ -17,13 +17,14 @@ every_local = pytest.mark.parametrize("form", local.FORMS)
 degrees = pytest.mark.parametrize("degree", [0, 1])
 
 
-def ridge_step(form, decays, prior):
+def ridge_step(form, decays, prior, steps=None):
     def run(inputs, state, resets):
         q, k, v, weight, g = inputs
         g = g if decays else None
         return ridge.ridge_regression(
-            q, k, v, ridge=prior, weight=weight, log_decay=g, state=state, resets=resets, form=form
-        )
+            q, k, v, ridge=prior, weight=weight, log_decay=g, steps=steps, state=state,
+            resets=resets, form=form,
+        )  # fmt: skip
 
     return run
 
@@ -98,6 +99,35 @@ def test_laws_of_ridge_regression(form, decays):
     assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
 
+@pytest.mark.parametrize("form", ["recurrent", "chunked"])
+def test_conjugate_gradients_follow_the_laws(form):
+    inputs, state, resets, prior = make_ridge()
+    step, definition = (ridge_step(f, True, prior, steps=3) for f in (form, "recurrent"))
+    forms_law(step, definition, inputs, state, resets=resets)
+    for cuts in ([0, 1], [3, 3, 8], list(range(1, T))):
+        split_law(step, inputs, state, cuts, resets=resets)
+    reset_law(step, inputs, state, resets)
+    rows_law(step, inputs, state, resets=resets)
+
+
+def test_enough_conjugate_gradients_are_the_solution_and_no_more_of_them_hurt():
+    """As many as a key has numbers; more work on rounding errors, gradients included."""
+    inputs, state, resets, prior = make_ridge(T=30)
+    exact = ridge_step("chunked", True, prior)
+    errors = []
+    for steps in (1, 2, K, 30):
+        step = ridge_step("chunked", True, prior, steps=steps)
+        got, want = (run(inputs, state, resets)[0] for run in (step, exact))
+        errors.append((got - want).abs().max().item())
+    assert errors[0] > errors[1] > 1e-3
+    assert max(errors[2:]) < 1e-9
+    step = ridge_step("chunked", True, prior, steps=30)
+    forms_law(step, exact, inputs, None, resets=resets)  # a state's H may be varied asymmetrically
+    leaves = [x.requires_grad_() for x in (*inputs, state, prior)]
+    run = lambda *x: ridge_step("chunked", True, x[-1], 30)(x[:5], x[5], resets)  # noqa: E731
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
+
+
 @every_local
 @degrees
 def test_laws_of_local_regression(form, degree):
@@ -153,7 +183,7 @@ def test_errors_say_what_to_fix():
     (q, k, v, _, g), state, _, prior = make_ridge()
     with pytest.raises(ValueError, match=r"ridge \(4,\)"):
         ridge.ridge_regression(q, k, v, ridge=prior[0])
-    with pytest.raises(ValueError, match='no log_decay with form="rls"'):
+    with pytest.raises(ValueError, match='no log_decay and no steps with form="rls"'):
         ridge.ridge_regression(q, k, v, ridge=prior, log_decay=g, form="rls")
     with pytest.raises(ValueError, match=r"state: want \(2, 2, 4, 7\)"):
         ridge.ridge_regression(q, k, v, ridge=prior, state=state[..., 0])

@@ -152,6 +152,11 @@ class Model:
             not depend on how a sequence is cut, except with a bpe tokenizer, whose tokens may span
             a cut, and except for what is known ahead, which has to be there when it is looked at.
         """
+        if not self.network.causal:
+            raise ValueError(
+                "stream: a layer of this model reads both ways, so that what it says depends on "
+                "where a stream is cut; take causal mixers (`stepscan mixers`), or `predict`"
+            )
         layers, steps, memory = (None, 0, None) if state is None else state
         piece = read_piece(
             self.schema, data, stamps=times, memory=memory, begun=state is not None and steps > 0

@@ -8,8 +8,6 @@
 //
 // Parts do not depend on the number of threads, so neither do the results.
 
-#include <omp.h>
-
 #include <atomic>
 #include <thread>
 

@@ -287,7 +287,8 @@ void reduce_as(const Operand& x, int64_t first, int64_t count, const T* from) {
       result = total(part, end - at) + (at % size ? static_cast<T>(data[group]) : T(0));
     } else {
       result = at % size ? static_cast<T>(data[group]) : *part;
-      for (int64_t i = 0; i < end - at; ++i) result = part[i] > result || part[i] != part[i] ? part[i] : result;
+      for (int64_t i = 0; i < end - at; ++i)
+        result = part[i] > result || part[i] != part[i] ? part[i] : result;
     }
     data[group] = static_cast<To>(result);
     at = end;

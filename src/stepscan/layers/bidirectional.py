@@ -103,7 +103,9 @@ class CentredConv(ShortConv):
         resets: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B P D"]]:
         """Convolve along T."""
-        until, after = self.weight.split([self.weight.shape[1] // 2 + 1, self.weight.shape[1] // 2], 1)
+        until, after = self.weight.split(
+            [self.weight.shape[1] // 2 + 1, self.weight.shape[1] // 2], 1
+        )
         y, state = short_conv(x, until, self.bias, state=state, resets=resets)
         after = F.pad(after.flip(1), (0, 1))  # the token itself has been met
         back, _ = short_conv(mirror(x, resets), after, resets=resets)

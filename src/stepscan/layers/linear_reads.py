@@ -28,16 +28,18 @@ def read_before_write(
     resets: Bool[Tensor, "B T"] | None = None,
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
     """All writes come one token late; the last of them follows at the end."""
-    late_k, late_v = (F.pad(x, (0, 0, 0, 0, 1, -1)) for x in (k, v))
-    late_g = last_g = None
-    if log_decay is not None:
-        late_g = F.pad(log_decay.transpose(1, -1), (1, -1)).transpose(1, -1)
-        last_g = log_decay[:, -1:]
+    late_k, late_v = _late(k), _late(v)
+    late_g = None if log_decay is None else _late(log_decay)
+    last_g = None if log_decay is None else log_decay[:, -1:]
     if resets is not None:
         late_k = late_k.masked_fill(resets[..., None, None], 0.0)  # of the segment before
     y, state = linear_attention(q, late_k, late_v, log_decay=late_g, state=state, resets=resets)
     last = (x[:, -1:] for x in (q, k, v))
     return y, linear_attention(*last, log_decay=last_g, state=state)[1]
+
+
+def _late(x: Float[Tensor, "B T *rest"]) -> Float[Tensor, "B T *rest"]:
+    return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
 
 
 def prefix_read(

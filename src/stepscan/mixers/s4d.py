@@ -3,13 +3,13 @@
     h_t = exp(dt A) h_{t-1} + (exp(dt A) - 1) / A * x_t       A = -exp(log_decay) + i * frequency
     y_t = W_o GELU(2 Re(C . h_t) + skip * x_t), gated (GLU)   N / 2 conjugate pairs per channel
 
-Initial values of S4D-Lin: A_n = -1/2 + i pi n, C complex normal, log dt uniform between the logs
-of 1e-3 and 1e-1; zero-order hold; B = 1, its gain lies in C. As published, without dropout.
+Initial values of S4D-Lin: A_n = -1/2 + i pi n, or others (`init`); C complex normal, log dt uniform
+between the logs of 1e-3 and 1e-1; zero-order hold as above, or bilinear; B = 1, its gain lies in C.
+As published, without dropout.
 State: B x D x N floats (N / 2 complex), constant in T.
 Cost: O(T D N), as products with a kernel of 32 tokens.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -19,7 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepscan.layers.projection import Linear
+from stepscan.layers.step_size import check_steps, fill_log_step
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.names import lookup
+from stepscan.ops.discretize import METHODS, discretize_diagonal
+from stepscan.ops.hippo import LEAST_DECAY, diagonal
 from stepscan.ops.ssm_conv import ssm_conv
 
 
@@ -37,15 +41,19 @@ class S4DConfig(MixerConfig):
     """Shortest initial time step dt of a channel."""
     step_max: float = 1e-1
     """Longest initial time step dt of a channel."""
+    init: str = "lin"
+    """Initial A: "lin", "inv", or the normal part of a HiPPO measure, "legs", "fout" and so on."""
+    discretization: str = "zoh"
+    """"zoh", "bilinear" or "euler"."""
+    step_rescale: float = 1.0
+    """A factor for all dt: 2 to run a trained model on half the sampling rate."""
 
     def build(self, width: int) -> "S4D":
         """Build the module for a model of this width."""
         if self.state_size < 2 or self.state_size % 2:
             raise ValueError(f"s4d: want an even state_size, 2 or more, got {self.state_size}")
-        if not 0 < self.step_min <= self.step_max:
-            raise ValueError(
-                f"s4d: want 0 < step_min <= step_max, got {self.step_min} and {self.step_max}"
-            )
+        check_steps(self.name, self.step_min, self.step_max, self.step_rescale)
+        lookup(METHODS, self.discretization, kind="discretization of s4d")
         return S4D(self, width)
 
 
@@ -74,12 +82,12 @@ class S4D(Mixer[S4DState]):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fresh initial values of the state space model: S4D-Lin."""
-        config, pairs = self.config, self.frequency.shape[1]
-        nn.init.uniform_(self.log_step, math.log(config.step_min), math.log(config.step_max))
-        nn.init.constant_(self.log_decay, math.log(0.5))
+        """Fresh initial values of the state space model."""
+        config, A = self.config, diagonal(self.config.init, self.frequency.shape[1])
+        fill_log_step(self.log_step, config.step_min, config.step_max)
         with torch.no_grad():
-            self.frequency.copy_(math.pi * torch.arange(pairs))
+            self.log_decay.copy_((-A.real).clamp(min=LEAST_DECAY).log().expand_as(self.log_decay))
+            self.frequency.copy_(A.imag.expand_as(self.frequency))
         nn.init.normal_(self.readout, std=0.5**0.5)  # a complex normal of variance 1
         nn.init.normal_(self.skip)
 
@@ -102,11 +110,12 @@ class S4D(Mixer[S4DState]):
         """Mix along T."""
         wide = torch.promote_types(self.log_step.dtype, torch.float32)  # bf16 knows no pi n dt
         A = torch.complex(-self.log_decay.to(wide).exp(), self.frequency.to(wide))
-        log_a = self.log_step.to(wide).exp()[:, None] * A
+        dt = self.config.step_rescale * self.log_step.to(wide).exp()[:, None]
+        log_a, b = discretize_diagonal(A, dt, self.config.discretization)
         y, memory = ssm_conv(
             x,
             log_a=log_a,
-            b=torch.expm1(log_a) / A,
+            b=b,
             c=2 * torch.view_as_complex(self.readout.to(wide)),
             state=None if state is None else torch.view_as_complex(state.memory.contiguous()),
             resets=resets,

@@ -23,6 +23,8 @@ class HeadConfig(abc.ABC):
     """Base of all heads."""
 
     name: ClassVar[str]
+    ahead: ClassVar[bool] = True
+    """Whether it says what comes next, which a model that reads both ways has seen."""
 
     @abc.abstractmethod
     def build(self, width: int, reals: int, table: nn.Embedding | None) -> nn.Module:
@@ -121,6 +123,7 @@ class Classify(HeadConfig):
     """Logits of the class of the sequence read so far, [B T V]."""
 
     name: ClassVar[str] = "classify"
+    ahead: ClassVar[bool] = False
 
     classes: int
     """Number of classes V."""

@@ -177,6 +177,23 @@ def attention(
     return y.to(v.dtype), state
 
 
+def remember(
+    k: Float[Tensor, "B T G K"],
+    v: Float[Tensor, "B T G V"],
+    *,
+    window: int | None = None,
+    state: AttentionState | None = None,
+    resets: Bool[Tensor, "B T"] | None = None,
+) -> AttentionState:
+    """The state that `attention` would leave, without any query."""
+    state = _state(state, k, k, v, None, None)
+    if k.shape[1] == 0:
+        return state
+    k, v = k.to(state.keys.dtype), v.to(state.keys.dtype)
+    resets = None if resets is None else as_resets(resets, k)
+    return _chunks(k, k, v, window=window, state=state, resets=resets)[1]
+
+
 def _chunks(
     q: Float[Tensor, "B T H K"],
     k: Float[Tensor, "B T G K"],

@@ -29,6 +29,8 @@ from stepscan.ops.projection import project
 
 LONG = 8
 """Steps (between resets) from which a native loop, or torch's own one, is the faster one."""
+NEWTON = 128
+"""Steps from which Newton's method derives a channelwise cell faster than a loop."""
 EMPTY = -1e30
 """sLSTM's logarithm of nothing: finite, so that no difference of two of them is NaN."""
 
@@ -349,17 +351,22 @@ def cpu(
 def _pick(cell: Any, x: Tensor, resets: Bool[Tensor, "B T"] | None) -> str:
     """A loop outside of Python starts slowly: it is worth it for stretches of some length.
 
-    torch has a fast one for LSTM only (oneDNN's, up to 1.8 times our kernel at B = 16, E = 512),
-    which has to start anew after each reset.
+    torch has a fast one for LSTM only, which has to start anew after each reset: on one thread, and
+    where many rows share the weights, it is the faster one (docs/log.md). Newton's rounds over independent channels take about
+    as long as a loop forward, but far less than one to derive.
     """
     T, graph = x.shape[1], torch.compiler.is_compiling()
     if T < LONG:
         return "recurrent"
     if x.dtype == torch.float32 and x.device.type == "cpu" and available("cell_scan"):
-        if isinstance(cell, LSTM) and not graph and (resets is None or not resets.any()):
+        many = x.shape[0] > 4 and x.shape[0] * cell.sizes[1] >= 2048
+        torchs = isinstance(cell, LSTM) and (many or torch.get_num_threads() == 1)
+        if torchs and not graph and (resets is None or not resets.any()):
             return "fused"
         if hasattr(cell, "native"):
             return "cpu"
+    if T >= NEWTON and torch.is_grad_enabled() and not graph and hasattr(cell, "channelwise"):
+        return "newton"
     if graph or not hasattr(cell, "fused"):
         return "recurrent"
     return "fused" if resets is None or int(resets.any(0).sum()) <= T // LONG else "recurrent"

@@ -6,12 +6,15 @@ r"""Ridge regression of values on keys, solved anew at every token.
 y_t is M q_t for the matrix M that minimises sum_i decayed w_i |M k_i - v_i|^2 + sum M^2 ridge over
 the tokens so far: what an online memory approaches, at once. The ridge does not decay, so the
 system stays solvable. State: H and C side by side, [B, H, K, K + V].
+With `steps` the system is solved by that many steps of conjugate gradients instead of exactly, as
+MesaNet does; no steps after the K-th change more than the rounding.
 Without a decay, the form "rls" follows the inverse itself by rank-one updates (recursive least
 squares). Sources: test-time regression (arXiv:2501.12352), MesaNet (arXiv:2506.05233).
 """
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,6 +37,7 @@ def recurrent(
     weight: Float[Tensor, "B T H"],
     log_decay: Float[Tensor, "B T H"] | None,
     ridge: Float[Tensor, "H K"],
+    steps: int | None,
     state: Float[Tensor, "B H K _"],
     resets: Bool[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K _"]]:
@@ -45,7 +49,7 @@ def recurrent(
             state = log_decay[:, t, :, None, None].exp() * state
         seen = torch.cat([k[:, t], v[:, t]], -1)
         state = state + (weight[:, t, :, None] * k[:, t])[..., None] * seen[..., None, :]
-        solved = torch.linalg.solve(state[..., :K] + torch.diag_embed(ridge), q[:, t])
+        solved = _solve(state[..., :K] + torch.diag_embed(ridge), q[:, t], steps)
         ys.append(torch.einsum("bhkv,bhk->bhv", state[..., K:], solved))
     return torch.stack(ys, 1), state
 
@@ -58,12 +62,15 @@ def rls(
     weight: Float[Tensor, "B T H"],
     log_decay: Float[Tensor, "B T H"] | None,
     ridge: Float[Tensor, "H K"],
+    steps: int | None,
     state: Float[Tensor, "B H K _"],
     resets: Bool[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K _"]]:
     """Recursive least squares: the inverse changes by one rank per token."""
-    if log_decay is not None:
-        raise ValueError('ridge_regression: want no log_decay with form="rls", or form="auto"')
+    if log_decay is not None or steps is not None:
+        raise ValueError(
+            'ridge_regression: want no log_decay and no steps with form="rls", or form="auto"'
+        )
     K, ys = q.shape[-1], []
     prior = torch.diag_embed(ridge)
     inverse, first = torch.linalg.inv(state[..., :K] + prior), torch.diag_embed(1 / ridge)
@@ -91,6 +98,7 @@ def chunked(
     weight: Float[Tensor, "B T H"],
     log_decay: Float[Tensor, "B T H"] | None,
     ridge: Float[Tensor, "H K"],
+    steps: int | None,
     state: Float[Tensor, "B H K _"],
     resets: Bool[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K _"]]:
@@ -105,7 +113,7 @@ def chunked(
         a = a_s[..., None].expand(*a_s.shape, K * K).flatten(2)
         every, gram = linear_scan(a, b, state=gram, resets=r_s)
         every = every.unflatten(-1, (H, K, K))
-        solved.append(torch.linalg.solve(every + prior, q_s))
+        solved.append(_solve(every + prior, q_s, steps))
     y, cross = linear_attention(
         torch.cat(solved, 1), writes, v, log_decay=log_decay, state=state[..., K:], resets=resets
     )
@@ -125,12 +133,14 @@ def ridge_regression(
     ridge: Float[Tensor, "H K"],
     weight: Float[Tensor, "B T H"] | None = None,
     log_decay: Float[Tensor, "B T H"] | None = None,
+    steps: int | None = None,
     state: Float[Tensor, "B H K _"] | None = None,
     resets: Bool[Tensor, "B T"] | None = None,
     form: str = "auto",
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K _"]]:
     """Fit values to keys and answer the queries; `weight` is how much a token counts, 1 if none.
 
+    `steps` of conjugate gradients replace the exact solution; gradients are those of the exact one.
     The state stays float32 or wider, y has v's dtype, and `form="auto"` never changes the result.
     """
     shapes = {n: None if x is None else tuple(x.shape) for n, x in
@@ -143,6 +153,8 @@ def ridge_regression(
             f"[B T H]; got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, "
             f"ridge {tuple(ridge.shape)}, {shapes}"
         )
+    if steps is not None and steps < 1:
+        raise ValueError(f"ridge_regression: want steps at least 1, or None for all, got {steps}")
     B, T, H, K = q.shape
     resets = as_resets(resets, q)
     state = as_state(state, (B, H, K, K + v.shape[-1]), q, k, v, weight, log_decay, ridge)
@@ -153,5 +165,52 @@ def ridge_regression(
     q, k, x, ridge = (part.to(state.dtype) for part in (q, k, v, ridge))
     weight = torch.ones_like(q[..., 0]) if weight is None else weight.to(state.dtype)
     g = None if log_decay is None else log_decay.to(state.dtype)
-    y, state = run(q, k, x, weight=weight, log_decay=g, ridge=ridge, state=state, resets=resets)
+    options = {"weight": weight, "log_decay": g, "ridge": ridge, "steps": steps}
+    y, state = run(q, k, x, **options, state=state, resets=resets)
     return y.to(v.dtype), state
+
+
+def _solve(
+    A: Float[Tensor, "*N K K"], q: Float[Tensor, "*N K"], steps: int | None
+) -> Float[Tensor, "*N K"]:
+    if steps is None:
+        return torch.linalg.solve(A, q)
+    return _ConjugateGradients.apply((A + A.mT) / 2, q, steps)  # type: ignore[no-any-return]
+
+
+class _ConjugateGradients(torch.autograd.Function):
+    """A^-1 q for symmetric, positive A. The gradient solves one more system: that of the steps
+    would divide by residuals that have become rounding errors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, q: Tensor, steps: int) -> Tensor:
+        x = _conjugate_gradients(A, q, steps)
+        ctx.save_for_backward(A, x)
+        ctx.steps = steps
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        A, x = ctx.saved_tensors
+        dq = _conjugate_gradients(A, grads[0], ctx.steps)
+        return -dq[..., None] * x[..., None, :], dq, None
+
+
+def _conjugate_gradients(A: Tensor, q: Tensor, steps: int) -> Tensor:
+    """Started as if A were diagonal."""
+    tiny = torch.finfo(q.dtype).tiny
+    x = q / A.diagonal(dim1=-2, dim2=-1)
+    r = q - _times(A, x)
+    p, square = r, r.square().sum(-1, keepdim=True)
+    for _ in range(steps):
+        Ap = _times(A, p)
+        length = square / (p * Ap).sum(-1, keepdim=True).clamp(min=tiny)
+        x, r = x + length * p, r - length * Ap
+        before, square = square, r.square().sum(-1, keepdim=True)
+        p = r + square / before.clamp(min=tiny) * p
+    return x
+
+
+def _times(A: Tensor, x: Tensor) -> Tensor:
+    return (A @ x[..., None]).squeeze(-1)

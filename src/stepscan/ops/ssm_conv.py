@@ -1,25 +1,25 @@
 """A diagonal linear time-invariant system as a convolution: S4D, DSS and their kin.
 
-    h_t = exp(log_a) * h_{t-1} + b * u_t        u: [B, T, D];  log_a, b, c: complex [D, N]
-    y_t = sum_n Re(c * h_t)                     y: [B, T, D];  h: complex [B, D, N]
+    h_t = exp(log_a) * h_{t-1} + b * u_t        u: [B, T, D];  log_a, b, c: complex or real [D, N]
+    y_t = sum_n Re(c * h_t)                     y: [B, T, D];  h: as they are, [B, D, N]
 
 The same y is a convolution of u with K_l = sum_n Re(c * b * exp(l * log_a)), l = 0, 1, ..
 A conjugate pair counts once: put its factor 2 into c. The real part of `log_a` is at most 0.
-A reset at t empties h before token t. Sources: DSS (arXiv:2203.14343), S4D (arXiv:2206.11893).
+A reset at t empties h before token t. Sources: DSS (arXiv:2203.14343), S4D (arXiv:2206.11893);
+real systems are moving averages, as in MEGA (arXiv:2209.10655).
 """
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
-from torch.nn import functional as F
 
 from stepscan.names import lookup
 from stepscan.ops.arguments import as_resets, as_state
 from stepscan.ops.linear_scan import linear_scan
-from stepscan.ops.long_conv import convolve
+from stepscan.ops.long_conv import convolve, toeplitz, within_segments
 
 CHUNK = 32
 
@@ -27,12 +27,12 @@ CHUNK = 32
 def recurrent(
     u: Float[Tensor, "B T D"],
     *,
-    log_a: Complex[Tensor, "D N"],
-    b: Complex[Tensor, "D N"],
-    c: Complex[Tensor, "D N"],
-    state: Complex[Tensor, "B D N"],
+    log_a: Inexact[Tensor, "D N"],
+    b: Inexact[Tensor, "D N"],
+    c: Inexact[Tensor, "D N"],
+    state: Inexact[Tensor, "B D N"],
     resets: Bool[Tensor, "B T"] | None,
-) -> tuple[Float[Tensor, "B T D"], Complex[Tensor, "B D N"]]:
+) -> tuple[Float[Tensor, "B T D"], Inexact[Tensor, "B D N"]]:
     """The definition, one step at a time. Every other form is judged against this one."""
     ys: list[Tensor] = []
     a = log_a.exp()
@@ -45,12 +45,12 @@ def recurrent(
 def chunked(
     u: Float[Tensor, "B T D"],
     *,
-    log_a: Complex[Tensor, "D N"],
-    b: Complex[Tensor, "D N"],
-    c: Complex[Tensor, "D N"],
-    state: Complex[Tensor, "B D N"],
+    log_a: Inexact[Tensor, "D N"],
+    b: Inexact[Tensor, "D N"],
+    c: Inexact[Tensor, "D N"],
+    state: Inexact[Tensor, "B D N"],
     resets: Bool[Tensor, "B T"] | None,
-) -> tuple[Float[Tensor, "B T D"], Complex[Tensor, "B D N"]]:
+) -> tuple[Float[Tensor, "B T D"], Inexact[Tensor, "B D N"]]:
     """Inside a chunk the kernel, from chunk to chunk the recurrence: real matrix products.
 
     Exactly causal, and exact at resets. The tokens after the last whole chunk make one more.
@@ -89,17 +89,17 @@ def _chunks(
     if segment is None:
         columns = u.permute(2, 1, 0)  # [D C BS]
         kept = powers[..., -1].expand(B, S, D, N)
-        inside = _toeplitz(kernel) @ columns
+        inside = toeplitz(kernel) @ columns
     else:
         last = segment[:, -1:]  # the writes of another segment do not reach the end of the chunk
         columns = u.masked_fill((segment != last)[..., None], 0.0).permute(2, 1, 0)
         kept = powers[..., -1].masked_fill((last != 0).view(B, S, 1, 1), 0.0)
-        inside = _shifts(u, kernel, segment).permute(2, 1, 0)
-    ends = (writes @ columns).view(D, 2, N, B, S).permute(3, 4, 0, 2, 1)
-    ends = torch.view_as_complex(ends.contiguous())  # [B S D N], what a chunk adds to the state
+        inside = within_segments(u, kernel, segment).permute(2, 1, 0)
+    ends = (writes @ columns).view(D, -1, N, B, S).permute(3, 4, 0, 2, 1)
+    ends = _from_parts(ends)  # [B S D N], what a chunk adds to the state
     hs, last_h = linear_scan(kept.flatten(2), ends.flatten(2), state=state.flatten(1))
     starts = torch.cat([state.flatten(1)[:, None], hs[:, :-1]], 1).view(B, S, D, N)
-    starts = torch.view_as_real(starts).permute(2, 4, 3, 0, 1).reshape(D, 2 * N, B * S)
+    starts = _parts(starts).permute(2, 4, 3, 0, 1).reshape(D, -1, B * S)
     carried = reads @ starts  # [D C BS]
     if segment is not None:
         carried = carried.masked_fill((segment != 0).mT, 0.0)
@@ -113,36 +113,28 @@ def _powers(log_a: Tensor, count: int) -> Tensor:
 
 
 def _pairs(x: Tensor) -> Tensor:
-    """[D N C] as real and imaginary parts after each other: [D 2N C]."""
-    return torch.cat([x.real, x.imag], 1)
+    """[D N C] as real and imaginary parts after each other: [D 2N C]; real ones stay [D N C]."""
+    return torch.cat([x.real, x.imag], 1) if x.is_complex() else x
 
 
-def _toeplitz(kernel: Tensor) -> Tensor:
-    """[D C] as the lower triangle of [D C C] that convolves."""
-    index = torch.arange(kernel.shape[1], device=kernel.device)
-    lag = index[:, None] - index
-    return kernel[:, lag.clamp(min=0)].masked_fill(lag < 0, 0.0)
+def _parts(x: Tensor) -> Tensor:
+    """Real and imaginary part on a last axis, which is of length 1 where all is real."""
+    return torch.view_as_real(x) if x.is_complex() else x[..., None]
 
 
-def _shifts(u: Tensor, kernel: Tensor, segment: Tensor) -> Tensor:
-    """Convolution of [BS C D] within the segments of each chunk: one multiply-add per lag."""
-    size, y = u.shape[1], u * kernel[:, 0]
-    for lag in range(1, size):
-        same = (segment[:, lag:] == segment[:, : size - lag])[..., None]
-        part = u[:, : size - lag].masked_fill(~same, 0.0) * kernel[:, lag]
-        y = y + F.pad(part, (0, 0, lag, 0))
-    return y
+def _from_parts(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x[..., 0]
 
 
 def fft(
     u: Float[Tensor, "B T D"],
     *,
-    log_a: Complex[Tensor, "D N"],
-    b: Complex[Tensor, "D N"],
-    c: Complex[Tensor, "D N"],
-    state: Complex[Tensor, "B D N"],
+    log_a: Inexact[Tensor, "D N"],
+    b: Inexact[Tensor, "D N"],
+    c: Inexact[Tensor, "D N"],
+    state: Inexact[Tensor, "B D N"],
     resets: Bool[Tensor, "B T"] | None,
-) -> tuple[Float[Tensor, "B T D"], Complex[Tensor, "B D N"]]:
+) -> tuple[Float[Tensor, "B T D"], Inexact[Tensor, "B D N"]]:
     """A product of spectra, as published. With resets it is `chunked`: spectra know no segments.
 
     Causal up to rounding only: a change of a later token may move an earlier output, or its
@@ -168,17 +160,17 @@ FORMS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = MappingProxyType(
 def ssm_conv(
     u: Float[Tensor, "B T D"],
     *,
-    log_a: Complex[Tensor, "D N"],
-    b: Complex[Tensor, "D N"],
-    c: Complex[Tensor, "D N"],
-    state: Complex[Tensor, "B D N"] | None = None,
+    log_a: Inexact[Tensor, "D N"],
+    b: Inexact[Tensor, "D N"],
+    c: Inexact[Tensor, "D N"],
+    state: Inexact[Tensor, "B D N"] | None = None,
     resets: Bool[Tensor, "B T"] | None = None,
     form: str = "auto",
-) -> tuple[Float[Tensor, "B T D"], Complex[Tensor, "B D N"]]:
+) -> tuple[Float[Tensor, "B T D"], Inexact[Tensor, "B D N"]]:
     """Run the system over u; the state it ends in is the recurrence's, not a tail of inputs.
 
-    The state stays complex64 or wider, y has u's dtype, and `form="auto"` picks by length, never
-    changing the result.
+    The state stays float32 or wider, complex where the system is, y has u's dtype, and
+    `form="auto"` picks by length, never changing the result.
     """
     shapes = [tuple(x.shape) for x in (u, log_a, b, c)]
     fits = u.ndim == 3 and log_a.ndim == 2 and log_a.shape[0] == u.shape[2]
@@ -192,7 +184,6 @@ def ssm_conv(
     form = ("recurrent" if T <= 4 else "chunked") if form == "auto" else form
     run = lookup(FORMS, form, kind="form of ssm_conv")
     state = as_state(state, (B, D, log_a.shape[1]), u, log_a, b, c)
-    state = state.to(torch.promote_types(state.dtype, torch.complex64))
     resets = None if resets is None else as_resets(resets, u)
     if T == 0:
         return u, state

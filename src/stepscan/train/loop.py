@@ -69,6 +69,12 @@ class Trainer:
         evaluate: Callable[[], Mapping[str, float]] | None = None,
         log: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        if model.config.head.ahead and not model.causal:
+            raise ValueError(
+                f"train: a layer of this model reads both ways and sees what the head "
+                f"{model.config.head.name} is to say; take causal mixers (`stepscan mixers`) or "
+                f"the head classify"
+            )
         self.model, self.packed, self.config = model, packed, config
         self.step = 0
         self.tokens = 0

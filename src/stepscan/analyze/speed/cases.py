@@ -1,8 +1,8 @@
 """Every op with inputs of a chosen size: what `speed` times and `doctor` checks.
 
 The sizes are those of a model of width `heads * size` as published: Mamba's inner width is twice
-that, with 16 states a channel; Mamba-2 has heads of `size` over the same inner width, with
-`2 * size` states and one group; recurrent cells have `2 * size` units, wide ones `8 * size`.
+that, with 16 states a channel; Mamba-2 and Mamba-3 have heads of `size` over the same inner width,
+with `2 * size` states and one group; recurrent cells have `2 * size` units, wide ones `8 * size`.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,22 +19,37 @@ from stepscan.kernels import available
 from stepscan.ops import (
     attention,
     cells,
+    chunk_attention,
     delta_rule,
+    diagonal_cells,
+    dilated_conv,
     dplr,
+    dplr_conv,
+    feedback_attention,
+    forgetting_attention,
     linear_attention,
     linear_scan,
     local_regression,
+    log_linear_attention,
     long_conv,
     ridge_regression,
     selective_scan,
+    semiring_matrix_scan,
     semiring_scan,
     short_conv,
+    slot_attention,
+    softmax_scan,
     ssm_conv,
+    state_space,
     test_time_scan,
+    trapezoid_scan,
 )
+from stepscan.ops.discretize import discretize
+from stepscan.ops.dplr_conv import System
+from stepscan.ops.hippo import hippo, normal_part
 from stepscan.ops.memory_network import Rule
 
-NATIVE, TORCH_LOOP = "cpu", "fused"
+NATIVE, TORCH_LOOP, NEWTON = "cpu", "fused", "newton"
 STATES, WINDOW, KERNEL = 16, 64, 256
 CHUNK = 32
 """Tokens that a chunked form meets at once, where the work it needs is counted."""
@@ -99,9 +114,13 @@ def cases(T: int, *, heads: int, size: int, batch: int = 1, ops: str = "") -> It
 
 
 def _serves(form: str, op: str, inputs: Inputs) -> bool:
-    if form == TORCH_LOOP:
-        return hasattr(inputs[0][0], TORCH_LOOP)
-    return form != NATIVE or available(op)  # the C function has the name of the op
+    first = inputs[0][0]
+    if form in (TORCH_LOOP, NEWTON):
+        return hasattr(first, {TORCH_LOOP: TORCH_LOOP, NEWTON: "channelwise"}[form])
+    if form != NATIVE:
+        return True
+    # The C function has the name of the op; a cell says whether it is one of the kernel's.
+    return available(op) and (op != "cell_scan" or hasattr(first, "native"))
 
 
 def _leaf(t: Tensor) -> Tensor:
@@ -148,6 +167,11 @@ def _linear_scan(s: Sizes) -> Built:
 def _semiring_scan(s: Sizes, *, semiring: str, exponentials: int) -> Built:
     work = Work(exponentials=exponentials * s.width)
     return ((s.randn(s.width), s.randn(s.width), semiring), {}), work
+
+
+def _semiring_matrix_scan(s: Sizes) -> Built:
+    shape = s.width // 2, 2  # neurons of two numbers each
+    return ((s.randn(*shape, 2), s.randn(*shape), "min_max"), {}), Work(2 * s.width)
 
 
 def _selective_scan(s: Sizes) -> Built:
@@ -211,11 +235,32 @@ def _dplr(s: Sizes) -> Built:
     return ((q, k, v), options), _matrix_work(s, products=4, pairs=6)
 
 
+def _trapezoid_scan(s: Sizes) -> Built:
+    heads, states = 2 * s.heads, 2 * s.size
+    dt = 0.001 + 0.1 * s.rand(heads)
+    q, k = (s.randn(1, heads, states) / states**0.5 for _ in "qk")
+    late = dt * s.rand(heads)
+    options = {"log_decay": -dt, "early": dt - late, "late": late}
+    inside = heads * CHUNK / 2 * (states + s.size)
+    work = Work(inside + 2 * heads * states * s.size)
+    return ((q, k, s.randn(1, heads, s.size)), options), work
+
+
 def _attention(s: Sizes, *, window: int | None) -> Built:
     q, k, v = _qkv(s)
     seen = s.T / 2 if window is None else min(s.T / 2, window)
     work = Work(2 * s.width * seen, s.heads * seen)
     return ((q / s.size**0.5, k, v), {"window": window}), work
+
+
+def _softmax_scan(s: Sizes) -> Built:
+    return ((s.randn(s.heads), s.randn(s.heads, s.size)), {}), Work(s.width, 2 * s.heads)
+
+
+def _feedback_attention(s: Sizes) -> Built:
+    q, k, v = _qkv(s)
+    work = Work(2 * s.width * s.T / 2, s.heads * s.T / 2)
+    return ((v, q / s.size**0.5, k), {"gain": s.rand(s.heads)}), work
 
 
 def _short_conv(s: Sizes) -> Built:
@@ -234,6 +279,31 @@ def _ssm_conv(s: Sizes) -> Built:
     return ((s.randn(s.width),), {"log_a": log_a, "b": complex_(), "c": complex_()}), Work()
 
 
+def _state_space(s: Sizes) -> Built:
+    dt = 0.001 + 0.1 * torch.rand(s.width, generator=s.rng)
+    A, b = discretize(*(x.float() for x in hippo("legs", STATES)), dt)
+    return ((s.randn(s.width),), {"A": A, "b": b, "c": s.weight(s.width, STATES)}), Work()
+
+
+def _dplr_conv(s: Sizes) -> Built:
+    dt = 0.001 + 0.1 * torch.rand(s.width, generator=s.rng)
+    part = (x.to(torch.complex64) for x in normal_part("legs", STATES)[:3])
+    values, P, b = (x.expand(s.width, *x.shape).contiguous() for x in part)
+    c = torch.complex(*(s.weight(s.width, STATES // 2) for _ in "ri"))
+    return ((s.randn(s.width), System(values, P, b, c, dt)), {}), Work()
+
+
+def _dilated_conv(s: Sizes) -> Built:
+    inputs = (s.randn(s.width), s.weight(s.width, 4), s.weight(s.width)), {"dilation": 9}
+    return inputs, Work(4 * s.width)
+
+
+def _chunk_attention(s: Sizes) -> Built:
+    q, k, v = _qkv(s)
+    work = Work(s.width * WINDOW, s.heads * WINDOW / 2)
+    return ((q / s.size**0.5, k, v), {"bias": s.weight(s.heads, WINDOW)}), work
+
+
 def _cell(s: Sizes, *, kind: str, units: int) -> Built:
     size = units * s.size
     if kind == "slstm":
@@ -246,6 +316,14 @@ def _cell(s: Sizes, *, kind: str, units: int) -> Built:
     weights = (s.weight(*shape) / size**0.5 for shape in shapes)
     cell = {"lstm": cells.LSTM, "gru": cells.GRU}[kind](*weights)
     return ((cell, s.randn(size)), {}), Work(2 * gates * size, gates + size)
+
+
+def _diagonal_cell(s: Sizes) -> Built:
+    width = s.width
+    shapes = (1, width, 3, width), (3, width), (3, width)
+    weights = (s.weight(*shape) / width**0.5 for shape in shapes)
+    inputs = (diagonal_cells.ParaGRU(*weights), s.randn(width)), {}
+    return inputs, Work(3 * width * (width + 1), 3 * width)
 
 
 def _test_time_scan(s: Sizes) -> Built:
@@ -266,6 +344,25 @@ def _local_regression(s: Sizes) -> Built:
     return ((q / s.size**0.5, k, v), {"degree": 0}), work
 
 
+def _forgetting_attention(s: Sizes) -> Built:
+    (q, k, v), seen = _qkv(s), s.T / 2
+    work = Work(2 * s.width * seen, s.heads * seen)
+    return ((q / s.size**0.5, k, v), _decays(s, "decay")), work
+
+
+def _log_linear_attention(s: Sizes) -> Built:
+    levels = 8
+    options = {"level_scale": s.rand(s.heads, levels + 1), **_decays(s, "decay")}
+    return (_qkv(s), options), _matrix_work(s, products=levels, pairs=2)
+
+
+def _slot_attention(s: Sizes) -> Built:
+    q, k, v = _qkv(s)
+    g = _decays(s, "decays")["log_decay"]
+    work = Work(4 * s.width * s.size, s.heads * s.size)
+    return ((q, k, v), {"s": -torch.expm1(g), "log_decay": g}), work
+
+
 TABLE: dict[str, tuple[ModuleType, Callable[[Sizes], Built]]] = {
     "linear_scan": (linear_scan, _linear_scan),
     "selective_scan": (selective_scan, _selective_scan),
@@ -280,23 +377,35 @@ TABLE: dict[str, tuple[ModuleType, Callable[[Sizes], Built]]] = {
         for name, kind in (("", "none"), (" decay", "decay"), (" decays", "decays"))
     },
     "dplr": (dplr, _dplr),
+    "trapezoid_scan": (trapezoid_scan, _trapezoid_scan),
     "attention": (attention, partial(_attention, window=None)),
     "attention window": (attention, partial(_attention, window=WINDOW)),
+    "feedback_attention": (feedback_attention, _feedback_attention),
+    "softmax_scan": (softmax_scan, _softmax_scan),
+    "forgetting_attention": (forgetting_attention, _forgetting_attention),
+    "slot_attention": (slot_attention, _slot_attention),
+    "log_linear_attention": (log_linear_attention, _log_linear_attention),
     "local_regression": (local_regression, _local_regression),
     "ridge_regression": (ridge_regression, _ridge_regression),
     "test_time_scan": (test_time_scan, _test_time_scan),
     "short_conv": (short_conv, _short_conv),
     "long_conv": (long_conv, _long_conv),
     "ssm_conv": (ssm_conv, _ssm_conv),
+    "state_space": (state_space, _state_space),
+    "dplr_conv": (dplr_conv, _dplr_conv),
+    "dilated_conv": (dilated_conv, _dilated_conv),
+    "chunk_attention": (chunk_attention, _chunk_attention),
     **{
         f"cell_scan {kind}{name}": (cells, partial(_cell, kind=kind, units=units))
         for kind in ("lstm", "gru", "slstm")
         for name, units in (("", 2), (" wide", 8))
     },
+    "cell_scan para_gru": (cells, _diagonal_cell),
     "semiring_scan max_plus": (
         semiring_scan,
         partial(_semiring_scan, semiring="max_plus", exponentials=0),
     ),
+    "semiring_matrix_scan": (semiring_matrix_scan, _semiring_matrix_scan),
     "semiring_scan logsumexp_plus": (
         semiring_scan,
         partial(_semiring_scan, semiring="logsumexp_plus", exponentials=2),

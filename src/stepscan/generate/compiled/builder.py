@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from stepscan.generate.compiled.instructions import Instruction, Loop, Node, Store
+from stepscan.generate.compiled.instructions import TYPES, Instruction, Loop, Node, Store
 from stepscan.generate.compiled.memory import Buffer, Place, fresh
 
 OPERATIONS = (  # in the order of kernels/elementwise.h
@@ -62,6 +62,8 @@ class Builder:
         """
         outs = [out] if isinstance(out, Place) else list(out)
         places = [x for x in operands if isinstance(x, Place)]
+        if odd := {x.dtype for x in (*outs, *places)} - set(TYPES):
+            raise ValueError(f"compile_decoder: no rule for numbers of {odd.pop()}")
         n = outs[0].numel * max(1, abs(group))
         wide = any(place.dtype in WIDE for place in (*outs, *places))
         for place in places:

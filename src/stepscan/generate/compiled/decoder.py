@@ -206,6 +206,11 @@ def _plan(
 ) -> Plan:
     inputs, before = places
     grown = {p.buffer for step in context.builder.finish() for p in getattr(step, "grown", ())}
+    growing = {
+        x.buffer for node in _growing(before) for x in (getattr(node, n) for n in node.GROWS)
+    }
+    if growing != grown:
+        raise ValueError("compile_decoder: no rule for a state that grows, attention's aside")
     look = lambda tree: pytree.tree_map(  # noqa: E731
         lambda p: context.look(p) if isinstance(p, Place) else p, tree, is_leaf=_place
     )

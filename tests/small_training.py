@@ -1,0 +1,48 @@
+"""Small models trained on a task that draws itself, for the slow tests."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stepscan.models import ModelConfig, NextToken, SequenceModel
+
+
+def build(layers, tokens, *, seed=0, width=64):
+    """A model of these layers; it says the next entry of column 0."""
+    torch.manual_seed(seed)
+    head = NextToken(vocab=tokens[0])
+    return SequenceModel(
+        ModelConfig(width=width, tokens=tokens, head=head, layers=layers, mlp_ratio=1.0)
+    )
+
+
+def train(model, draw, *, steps, seed=0, before=None, extra=None, rate=3e-3):
+    """AdamW with a warm-up and a cosine, the loss where the task asks.
+
+    `before(step, batch)` runs ahead of each step and `extra()` adds to its loss.
+    """
+    rng = torch.Generator().manual_seed(seed + 100)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
+    for step in range(steps):
+        batch = draw(32, rng)
+        if before is not None:
+            before(step, batch)
+        y, _ = model(batch.input)
+        loss = F.cross_entropy(y[batch.asked], batch.target[batch.asked])
+        loss = loss if extra is None else loss + extra()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def judge(model, draw, *, count=512):
+    """Accuracy and loss where the task asks, on examples of their own seed."""
+    batch = draw(count, torch.Generator().manual_seed(7))
+    y, target = model(batch.input)[0][batch.asked], batch.target[batch.asked]
+    accuracy = (y.argmax(-1) == target).double().mean().item()
+    return accuracy, F.cross_entropy(y, target).item()
