@@ -136,6 +136,32 @@ def test_phases_stay_exact_over_a_long_stretch():
     assert 0 <= last.min() <= last.max() < 2 * math.pi
 
 
+def test_a_turning_state_counts_modulo_3_without_drift():
+    """By hand: a start token writes once, a symbol k turns the state by k / 3 of a circle."""
+    config = Mamba3Config(expansion=1.0, states=2, heads=2, rotary=1.0)
+    mixer = config.build(4)
+    z, x, _, _, _, rate, mix, angle = mixer.inputs.weight.data.zero_().split(mixer.sizes)
+    z.fill_(1.0)
+    x[:, 3] = 1.0
+    rate.fill_(-30.0)
+    mix.fill_(30.0)
+    symbols = torch.tensor([0.0, 1.0, 2.0])
+    angle[:, :3] = torch.atanh(symbols / 3)  # pi tanh(w) dt with a step of 2
+    with torch.no_grad():
+        mixer.step_bias.fill_(math.log(math.expm1(2.0)))
+        mixer.D.zero_()
+        mixer.bias_B.copy_(torch.tensor([1.0, 0.0]).expand(1, 2, 2))
+        mixer.bias_C.copy_(torch.eye(2)[None])
+        mixer.out.weight.copy_(torch.eye(4))
+        tokens = torch.randint(3, (4, 4096))
+        tokens[:, 0] = 3
+        y, _ = mixer(F.one_hot(tokens, 4).float())
+    want = tokens.masked_fill(tokens == 3, 0).cumsum(1) % 3
+    circle = 2 * math.pi / 3 * symbols
+    score = y[..., :1] * circle.cos() - y[..., 2:3] * circle.sin()
+    assert torch.equal(score.argmax(-1), want)
+
+
 @pytest.mark.plain
 @pytest.mark.parametrize(
     ("options", "message"),

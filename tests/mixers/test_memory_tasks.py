@@ -1,5 +1,7 @@
 """What several memories are for: small trainings, each against its single memory."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from small_training import build, judge, train
@@ -33,7 +35,7 @@ def learned(config, draw, tokens, *, balance=0.0):
 
 
 PAIRS, ALPHABET = 8, 16
-STEPS = 1200
+STEPS = 800
 
 
 def two_streams(n, rng):
@@ -71,32 +73,35 @@ def test_several_memories_keep_two_streams_apart(record_property):
     assert found[0] >= found[1] + 0.1
 
 
-def test_more_copies_recall_more(record_property):
-    task = Recall(pairs=24, keys=32)
-    size = {"heads": 1, "key_ratio": 0.25, "value_ratio": 0.5}
+TASK = Recall(pairs=16, keys=32)
+SMALL = {"heads": 1, "key_ratio": 0.25, "value_ratio": 0.5}
+
+
+@pytest.fixture(scope="module")
+def by_segment():
+    """Models with a small memory; without segments it is `gated_delta_net`."""
     found = {}
-    for segment in (None, 24, 8):
-        config = MemoryCachingConfig(segment=segment, **size)
-        model = learned(config, task.draw, (task.vocab,))
-        found[segment] = judge(model, task.draw)[0]
+    for segment in (None, 16, 4):
+        read = "residual" if segment is None else "gated"
+        config = MemoryCachingConfig(segment=segment, read=read, **SMALL)
+        found[segment] = learned(config, TASK.draw, (TASK.vocab,))
+    return found
+
+
+def test_more_copies_recall_more(by_segment, record_property):
+    found = {segment: judge(model, TASK.draw)[0] for segment, model in by_segment.items()}
     record_property("recall by segment", found)
-    assert found[None] <= found[24] <= found[8]
+    assert found[None] <= found[16] <= found[4]
 
 
-def test_a_cache_put_on_a_trained_memory_does_not_hurt(record_property):
-    task = Recall(pairs=24, keys=32)
-    size = {"heads": 1, "key_ratio": 0.25, "value_ratio": 0.5}
-    model = learned(
-        MemoryCachingConfig(segment=None, read="residual", **size),
-        task.draw, (task.vocab,),
-    )  # fmt: skip
-    found = {"none": judge(model, task.draw)[0]}
+def test_a_cache_put_on_a_trained_memory_does_not_hurt(by_segment, record_property):
+    found = {"none": judge(by_segment[None], TASK.draw)[0]}
     for read in ("residual", "mean"):
+        model = deepcopy(by_segment[None])
         for block in model.blocks:
-            config = MemoryCachingConfig(segment=24, read=read, **size)
-            cached = config.build(64)
+            cached = MemoryCachingConfig(segment=16, read=read, **SMALL).build(64)
             cached.load_state_dict(block.mixer.state_dict())
             block.mixer = cached
-        found[read] = judge(model, task.draw)[0]
+        found[read] = judge(model, TASK.draw)[0]
     record_property("put on afterwards", found)
     assert max(found["residual"], found["mean"]) >= found["none"]

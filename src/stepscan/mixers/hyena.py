@@ -120,7 +120,7 @@ class Hyena(Mixer[HyenaState]):
             tails.append(tail)
         return self.out(last * z), HyenaState(window, tuple(tails))
 
-    def filters(self) -> Float[Tensor, "N-1 D L"]:
+    def filters(self) -> Float[Tensor, "_ D L"]:
         """The long filters, float32 or wider: what the network says for every lag."""
         wide = torch.promote_types(self.draw.weight.dtype, torch.float32)
         length, bands = self.config.length, self.config.bands

@@ -352,8 +352,8 @@ def _pick(cell: Any, x: Tensor, resets: Bool[Tensor, "B T"] | None) -> str:
     """A loop outside of Python starts slowly: it is worth it for stretches of some length.
 
     torch has a fast one for LSTM only, which has to start anew after each reset: on one thread, and
-    where many rows share the weights, it is the faster one (docs/log.md). Newton's rounds over independent channels take about
-    as long as a loop forward, but far less than one to derive.
+    where many rows share the weights, it is the faster one (docs/log.md). Newton's rounds over
+    independent channels take about as long as a loop forward, but far less than one to derive.
     """
     T, graph = x.shape[1], torch.compiler.is_compiling()
     if T < LONG:

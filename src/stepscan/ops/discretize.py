@@ -19,9 +19,9 @@ METHODS = dict.fromkeys(("zoh", "bilinear", "euler"))
 
 
 def discretize(
-    A: Float[Tensor, "*D N N"],
-    b: Float[Tensor, "*D N"],
-    dt: Float[Tensor, "*D"],
+    A: Float[Tensor, "*#D N N"],
+    b: Float[Tensor, "*#D N"],
+    dt: Float[Tensor, "*#D"],
     method: str = "bilinear",
 ) -> tuple[Float[Tensor, "*D N N"], Float[Tensor, "*D N"]]:
     """A_bar and b_bar of a dense system; A and b may be shared by several dt."""

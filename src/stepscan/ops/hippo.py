@@ -169,10 +169,10 @@ class NormalPart(NamedTuple):
     A real x is 2 Re(V z) with z = V^* x: so P and B here are V^* times those of `hippo`.
     """
 
-    values: Complex[Tensor, "N/2"]
-    P: Complex[Tensor, "R N/2"]
-    B: Complex[Tensor, "N/2"]
-    V: Complex[Tensor, "N N/2"]
+    values: Complex[Tensor, "pairs"]
+    P: Complex[Tensor, "R pairs"]
+    B: Complex[Tensor, "pairs"]
+    V: Complex[Tensor, "N pairs"]
 
 
 def normal_part(measure: str, N: int) -> NormalPart:
@@ -198,7 +198,7 @@ def normal_part(measure: str, N: int) -> NormalPart:
     return NormalPart(values, (back @ P.to(back.dtype)).mT, back @ B.to(back.dtype), V)
 
 
-def diagonal(init: str, pairs: int) -> Complex[Tensor, "N/2"]:
+def diagonal(init: str, pairs: int) -> Complex[Tensor, "pairs"]:
     """Initial A of a diagonal system: "lin" and "inv" (S4D, arXiv:2206.11893), or the normal part
     of a measure.
     """
