@@ -57,6 +57,7 @@ def test_only_the_shifted_passes_leave_the_diagonal_free():
     assert (diagonal - selection.diagonal.mT).abs().min() > 0
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("name", ["hydra", "mamba"])
 def test_what_is_no_matrix_says_so(name):
     options = {"combine": "multiply"} if name == "hydra" else {}

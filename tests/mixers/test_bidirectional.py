@@ -6,13 +6,7 @@ from laws import assert_near, reset_law
 from torch.nn import functional as F
 
 from stepscan import state as states
-from stepscan.apps.model import Model
-from stepscan.generate.decode import decode
-from stepscan.generate.sampling import Sampling
 from stepscan.mixers import MIXERS
-from stepscan.models import Classify, ModelConfig, NextToken, SequenceModel
-from stepscan.train.config import TrainConfig
-from stepscan.train.loop import Trainer
 
 WIDTH, T = 16, 20
 NAMES = ("hydra", "bi_gla", "bi_mamba")
@@ -111,21 +105,6 @@ def test_every_token_sees_every_other_but_those_kept_in_place(name, options, kep
     want = torch.ones(T, T, dtype=torch.bool)
     want[:, T - kept :] = causal[:, T - kept :]
     assert torch.equal(sees, want)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_reads_both_ways_does_not_say_what_comes_next(name):
-    config = ModelConfig(width=WIDTH, tokens=(5,), head=NextToken(vocab=5), layers=name)
-    model = SequenceModel(config)
-    assert not model.causal
-    with pytest.raises(ValueError, match="take causal mixers"):
-        Trainer(model, None, TrainConfig(steps=1))
-    with pytest.raises(ValueError, match="reads both ways"):
-        next(decode(model, torch.zeros(1, 3).long(), sampling=Sampling(), rng=torch.Generator()))
-    with pytest.raises(ValueError, match="stream: a layer of this model reads both ways"):
-        Model(model, None).stream("text")
-    labels = ModelConfig(width=WIDTH, tokens=(5,), head=Classify(classes=2), layers=name)
-    assert SequenceModel(labels)(torch.zeros(1, 4).long())[0].shape == (1, 4, 2)
 
 
 @pytest.mark.plain

@@ -7,13 +7,14 @@ where the mixer is causal, with blocks off the diagonal of a rank that its state
 in T: for looking, not for running.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class MatrixMixer(Protocol):
     """A mixer in two stages, the second of which is linear in the values."""
 

@@ -1,6 +1,6 @@
 """The multi-dimensional damped exponential moving average of MEGA (arXiv:2209.10655).
 
-    h_t = (1 - alpha delta) h_{t-1} + alpha beta x_t       N numbers per channel; alpha, delta: sigmoids
+    h_t = (1 - alpha delta) h_{t-1} + alpha beta x_t        N per channel; alpha, delta: sigmoids
     y_t = sum_n gamma_n h_tn / sqrt(N) + omega x_t
 
 Initial values as published: the logits of alpha and delta normal with 0.2, beta alternately 1 and

@@ -79,7 +79,7 @@ class HydraState(NamedTuple):
 
     memory: Float[Tensor, "B H N P"]
     last: Float[Tensor, "B H P"]
-    window: Float[Tensor, "B W E"]
+    window: Float[Tensor, "B W F"]
 
 
 class Selection(NamedTuple):
@@ -152,7 +152,7 @@ class Hydra(Mixer[HydraState]):
     def select(
         self,
         x: Float[Tensor, "B T D"],
-        window: Float[Tensor, "B W E"] | None = None,
+        window: Float[Tensor, "B W F"] | None = None,
         resets: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T H P"], Selection, Float[Tensor, "B T E"], Tensor]:
         """Values, what mixes them, the output gate, and the window's inputs."""

@@ -1,6 +1,6 @@
 """LongVQ (arXiv:2404.11163): attention to quantised keys, on top of a moving average.
 
-    u_t = SiLU(EMA(x)_t)                                    MEGA's moving average: the local dynamics
+    u_t = SiLU(EMA(x)_t)                                    MEGA's moving average
     q, k = unit(W_q u), unit(W_k u);  v = SiLU(W_v x)       tau: learned per head, at first sqrt(K)
     e_t = code nearest to k_t                               C codes per head
     a_t = sum_j softmax_j(tau q_t . e_j) v_j                over all j <= t

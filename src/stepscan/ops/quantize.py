@@ -1,7 +1,7 @@
 """Nearest codes of a codebook, and codes that follow what they stand for.
 
-    nearest_t = argmin_c |x_t - code_c|^2                   for codes of one length: the largest x . code
-    code_c    = decay code_c + (1 - decay) mean of the x nearest to it        online k-means
+    nearest_t = argmin_c |x_t - code_c|^2              for codes of one length: the largest x . code
+    code_c    = decay code_c + (1 - decay) mean of the x nearest to it             online k-means
 
 Codes are one set per head, [H C K]. Sources: vector quantisation with moving averages as in VQ-VAE
 (arXiv:1711.00937), spherical k-means as in the Routing Transformer (arXiv:2003.05997).

@@ -281,7 +281,8 @@ def _ssm_conv(s: Sizes) -> Built:
 
 def _state_space(s: Sizes) -> Built:
     dt = 0.001 + 0.1 * torch.rand(s.width, generator=s.rng)
-    A, b = discretize(*(x.float() for x in hippo("legs", STATES)), dt)
+    A, b = hippo("legs", STATES)
+    A, b = discretize(A.float(), b.float(), dt)
     return ((s.randn(s.width),), {"A": A, "b": b, "c": s.weight(s.width, STATES)}), Work()
 
 

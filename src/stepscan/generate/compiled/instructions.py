@@ -4,7 +4,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ TYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 CONSTANT = len(TYPES)
 
 
+@runtime_checkable
 class Instruction(Protocol):
     """One step of a program."""
 
