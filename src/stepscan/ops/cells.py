@@ -359,9 +359,9 @@ def _pick(cell: Any, x: Tensor, resets: Bool[Tensor, "B T"] | None) -> str:
     if T < LONG:
         return "recurrent"
     if x.dtype == torch.float32 and x.device.type == "cpu" and available("cell_scan"):
+        whole = not graph and (resets is None or not resets.any())
         many = x.shape[0] > 4 and x.shape[0] * cell.sizes[1] >= 2048
-        torchs = isinstance(cell, LSTM) and (many or torch.get_num_threads() == 1)
-        if torchs and not graph and (resets is None or not resets.any()):
+        if whole and isinstance(cell, LSTM) and (many or torch.get_num_threads() == 1):
             return "fused"
         if hasattr(cell, "native"):
             return "cpu"
