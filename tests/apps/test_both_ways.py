@@ -11,6 +11,7 @@ from stepscan.train.config import TrainConfig
 from stepscan.train.loop import Trainer
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("name", ["hydra", "bi_gla", "bi_mamba"])
 def test_what_reads_both_ways_does_not_say_what_comes_next(name):
     config = ModelConfig(width=16, tokens=(5,), head=NextToken(vocab=5), layers=name)

@@ -105,6 +105,7 @@ def test_large_products_agree_with_float64_in_value_and_both_derivatives(
         assert (got - want).norm() <= 1e-5 * want.norm()
 
 
+@pytest.mark.plain
 @needs("linear_scan")
 def test_large_products_are_one_operator():
     args = [torch.randn(*size, requires_grad=True) for size in ((20, 5), (6, 5), (6,))]
