@@ -130,7 +130,7 @@ def test_kaczmarz_recovers_a_linear_map_from_one_pass_over_orthogonal_keys(form)
     run = lambda beta: delta_rule(k, k, v, beta=beta, form=form)[1][0, 0]  # noqa: E731
     kaczmarz = run(1 / k.square().sum(-1))
     torch.testing.assert_close(kaczmarz, M, atol=1e-13, rtol=0)
-    assert (run(torch.ones(1, d, 1).double()) - M).abs().max() > 1
+    assert (run(torch.ones(1, d, 1).double()) - M).abs().max() > 10
     same = F.normalize(k, dim=-1)
     ones = torch.ones(1, d, 1).double()
     steps = ones, 1 / same.square().sum(-1)

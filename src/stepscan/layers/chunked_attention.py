@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.layers.projection import Linear
 from stepscan.names import lookup
 from stepscan.ops.chunk_attention import FUNCTIONS, ChunkState, chunk_attention
 
@@ -30,12 +31,12 @@ class ChunkedAttention(nn.Module):
                 f"want at least 1 of each, got keys {keys}, values {values}, chunk={chunk}"
             )
         self.function, self.sizes = function, (keys, values, width, width)
-        self.value = nn.Linear(width, values)
-        self.gates = nn.Linear(width, sum(self.sizes))
+        self.value = Linear(width, values)
+        self.gates = Linear(width, sum(self.sizes))
         self.scale = nn.Parameter(torch.empty(2, keys))
         self.shift = nn.Parameter(torch.empty(2, keys))
         self.bias = nn.Parameter(torch.empty(1, chunk))
-        self.out = nn.Linear(values, width)
+        self.out = Linear(values, width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -20,9 +20,10 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepscan.layers.bidirectional import both_ways
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer
 from stepscan.mixers.mamba import Mamba, MambaConfig, MambaState
 
@@ -55,7 +56,7 @@ class BiMamba(Mixer[MambaState]):
         super().__init__()
         self.config = config
         self.mamba = MambaConfig.build(config, width)
-        self.gate = nn.Linear(width, width)
+        self.gate = Linear(width, width)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

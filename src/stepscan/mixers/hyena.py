@@ -20,11 +20,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stepscan.layers.convolution import ShortConv
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.long_conv import long_conv
+from stepscan.ops.projection import project
 
 SLOW, FAST, TARGET = 1.5, 0.3, 1e-2  # a window is TARGET after SLOW .. FAST of the length
 SINE = 14.0
@@ -77,14 +78,14 @@ class Hyena(Mixer[HyenaState]):
         super().__init__()
         self.config, self.width = config, width
         inner, filters = config.filter_width, width * (config.order - 1)
-        self.project = nn.Linear(width, (config.order + 1) * width)
+        self.project = Linear(width, (config.order + 1) * width)
         self.conv = ShortConv((config.order + 1) * width, config.window, activation=None)
         sizes = (1 + 2 * config.bands, inner, inner, inner)
-        self.net = nn.ModuleList(nn.Linear(i, inner) for i in sizes[:3])
-        self.draw = nn.Linear(inner, filters, bias=False)
+        self.net = nn.ModuleList(Linear(i, inner) for i in sizes[:3])
+        self.draw = Linear(inner, filters, bias=False)
         self.frequency = nn.Parameter(torch.empty(3, inner))
         self.skip = nn.Parameter(torch.empty(config.order - 1, width))
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -132,8 +133,8 @@ class Hyena(Mixer[HyenaState]):
         h = torch.cat([time, angle.cos(), -angle.sin()], -1)
         for layer, frequency in zip(self.net, self.frequency.to(wide), strict=True):
             weight, bias = (p.to(wide) for p in layer.parameters())
-            h = (frequency * F.linear(h, weight, bias)).sin()
-        h = F.linear(h, self.draw.weight.to(wide))
+            h = (frequency * project(h, weight, bias)).sin()
+        h = project(h, self.draw.weight.to(wide))
         fastest, slowest = -math.log(TARGET) / FAST, -math.log(TARGET) / SLOW
         rate = torch.linspace(slowest, fastest, h.shape[1], device=device, dtype=wide)
         h = h * (-time * rate).exp()

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.delta_inputs import unit
 from stepscan.layers.moving_average import MovingAverage
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.linear_attention import linear_attention
 from stepscan.ops.quantize import closeness, moved_codes
@@ -76,11 +77,11 @@ class LongVQ(Mixer[LongVQState]):
         self.config = config
         size = width // config.heads
         self.average = MovingAverage(width, config.states)
-        self.query_key = nn.Linear(width, 2 * width, bias=False)
-        self.value = nn.Linear(width, width)
-        self.gate = nn.Linear(width, width)
-        self.attended = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width)
+        self.query_key = Linear(width, 2 * width, bias=False)
+        self.value = Linear(width, width)
+        self.gate = Linear(width, width)
+        self.attended = Linear(width, width, bias=False)
+        self.out = Linear(width, width)
         self.log_temperature = nn.Parameter(torch.full((config.heads,), size**0.5).log())
         self.codes = nn.Parameter(
             F.normalize(torch.randn(config.heads, config.codes, size), dim=-1)

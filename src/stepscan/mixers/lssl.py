@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import check_steps, fill_log_step
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.names import lookup
@@ -78,7 +79,7 @@ class LSSL(Mixer[LSSLState]):
         self.B = nn.Parameter(torch.empty(N))
         self.readout = nn.Parameter(torch.empty(width, N))
         self.skip = nn.Parameter(torch.empty(width))
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.decay_gate import DecayGate
 from stepscan.layers.delta_inputs import DeltaInputs
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.names import lookup
 from stepscan.ops.arguments import as_resets
@@ -120,10 +121,10 @@ class MemoryCaching(Mixer[MemoryCachingState]):
         )
         self.memory = config.heads, keys // config.heads, values // config.heads
         self.decay = DecayGate(width, config.heads)
-        self.asks = nn.Linear(width, width, bias=False) if config.read in LEARNED else None
+        self.asks = Linear(width, width, bias=False) if config.read in LEARNED else None
         self.norm = nn.RMSNorm(values // config.heads, eps=1e-5)
-        self.gate = nn.Linear(width, values, bias=False)
-        self.out = nn.Linear(values, width, bias=False)
+        self.gate = Linear(width, values, bias=False)
+        self.out = Linear(values, width, bias=False)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from stepscan.layers.convolution import ShortConv
 from stepscan.layers.decay_gate import DecayGate
 from stepscan.layers.delta_inputs import unit
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.compress_select import (
     Selection,
@@ -96,15 +97,15 @@ class MixtureOfMemories(Mixer[MixtureOfMemoriesState]):
         self.config = config
         count, heads = config.memories + config.shared, config.heads
         self.sizes = keys, keys, values
-        self.router = nn.Linear(width, config.memories, bias=False)
-        self.query = nn.Linear(width, keys, bias=False)
+        self.router = Linear(width, config.memories, bias=False)
+        self.query = Linear(width, keys, bias=False)
         self.key_value = nn.Parameter(torch.empty(count, width, keys + values))
         self.conv = ShortConv(sum(self.sizes), config.window, bias=False)
-        self.strength = nn.Linear(width, count * heads, bias=False)
+        self.strength = Linear(width, count * heads, bias=False)
         self.decay = DecayGate(width, count * heads)
         self.norm = nn.RMSNorm(values // heads, eps=1e-5)
-        self.gate = nn.Linear(width, values, bias=False)
-        self.out = nn.Linear(values, width, bias=False)
+        self.gate = Linear(width, values, bias=False)
+        self.out = Linear(values, width, bias=False)
         nn.init.uniform_(self.key_value, -(width**-0.5), width**-0.5)  # as nn.Linear
 
     def init_state(

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stepscan.layers.delta_inputs import unit
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.arguments import as_resets
 from stepscan.ops.attention import AttentionState, attention
@@ -69,12 +70,12 @@ class NgramHead(Mixer[NgramHeadState]):
         super().__init__()
         self.config = config
         heads = len(config.orders)
-        self.view = nn.Linear(width, heads * config.features, bias=False)
+        self.view = Linear(width, heads * config.features, bias=False)
         self.log_sharpness = nn.Parameter(torch.full((heads,), config.sharpness).log())
         self.sink = nn.Parameter(torch.full((heads,), -0.5))  # in units of the sharpness
-        self.value = nn.Linear(width, heads * width, bias=False)
-        self.own = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(heads * width, width, bias=False)
+        self.value = Linear(width, heads * width, bias=False)
+        self.own = Linear(width, width, bias=False)
+        self.out = Linear(heads * width, width, bias=False)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

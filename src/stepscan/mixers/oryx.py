@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from stepscan.layers.convolution import ShortConv
 from stepscan.layers.decay_gate import DecayGate
 from stepscan.layers.delta_inputs import unit
+from stepscan.layers.projection import Linear
 from stepscan.layers.rotary import rotate
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.names import lookup
@@ -97,14 +98,14 @@ class Oryx(Mixer[OryxState]):
         self.config = config
         self.mode = config.mode
         self.sizes = keys, keys, keys, values
-        self.qqkv = nn.Linear(width, sum(self.sizes), bias=False)
+        self.qqkv = Linear(width, sum(self.sizes), bias=False)
         self.conv = ShortConv(sum(self.sizes), config.window, bias=False)
         self.scale = nn.Parameter(torch.ones(config.heads))  # of the attention's queries
-        self.strength = nn.Linear(width, config.heads, bias=False)
+        self.strength = Linear(width, config.heads, bias=False)
         self.decay = DecayGate(width, config.heads)
         self.norm = nn.RMSNorm(values // config.heads, eps=1e-5)
-        self.gate = nn.Linear(width, values, bias=False)
-        self.out = nn.Linear(values, width, bias=False)
+        self.gate = Linear(width, values, bias=False)
+        self.out = Linear(values, width, bias=False)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -5,9 +5,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer
 from stepscan.ops.cells import Cell, cell_scan
 
@@ -29,7 +30,7 @@ class Recurrent(Mixer[Any], abc.ABC):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.out = nn.Linear(inner, width, bias=False) if inner != width else None
+        self.out = Linear(inner, width, bias=False) if inner != width else None
 
     @abc.abstractmethod
     def cell(self) -> Cell:

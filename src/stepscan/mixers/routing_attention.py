@@ -23,9 +23,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.arguments import as_resets
 from stepscan.ops.attention import attention
@@ -84,8 +85,8 @@ class RoutingAttention(Mixer[RoutingAttentionState]):
     def __init__(self, config: RoutingAttentionConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.key_value = Linear(width, 2 * width, bias=False)
+        self.out = Linear(width, width, bias=False)
         centroids = torch.randn(config.heads, config.clusters, width // config.heads)
         self.register_buffer("centroids", F.normalize(centroids, dim=-1))
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import check_steps, fill_log_step
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.names import lookup
@@ -78,7 +79,7 @@ class S4(Mixer[S4State]):
         self.write = nn.Parameter(torch.empty(width, pairs, 2))
         self.readout = nn.Parameter(torch.empty(width, pairs, 2))
         self.skip = nn.Parameter(torch.empty(width))
-        self.out = nn.Linear(width, 2 * width)
+        self.out = Linear(width, 2 * width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

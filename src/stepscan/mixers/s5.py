@@ -19,12 +19,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import check_steps, fill_log_step
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.names import lookup
 from stepscan.ops.discretize import discretize_diagonal
 from stepscan.ops.hippo import LEAST_DECAY, MEASURES, normal_part
 from stepscan.ops.linear_scan import linear_scan
+from stepscan.ops.projection import project
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class S5(Mixer[S5State]):
         self.write = nn.Parameter(torch.empty(2, pairs, width))  # real and imaginary part of B
         self.read = nn.Parameter(torch.empty(2, width, pairs))  # real and imaginary part of C
         self.skip = nn.Parameter(torch.empty(width))
-        self.gate = nn.Linear(width, width)
+        self.gate = Linear(width, width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -125,12 +127,12 @@ class S5(Mixer[S5State]):
         if intervals is not None:
             dt = dt * intervals.to(wide)[..., None]  # [B T N]
         log_a, gain = discretize_diagonal(Lambda, dt)
-        written = torch.complex(*(F.linear(x, part).to(wide) for part in self.write)) * gain
+        written = torch.complex(*(project(x, part).to(wide) for part in self.write)) * gain
         memory = None if state is None else torch.view_as_complex(state.memory.contiguous())
         h, memory = linear_scan(
             log_a.exp().expand_as(written), written, state=memory, resets=resets
         )
         real, imaginary = (2 * part.to(x.dtype) for part in (h.real, h.imag))
-        y = F.linear(real, self.read[0]) - F.linear(imaginary, self.read[1]) + self.skip * x
+        y = project(real, self.read[0]) - project(imaginary, self.read[1]) + self.skip * x
         y = F.gelu(y)
         return y * torch.sigmoid(self.gate(y)), S5State(torch.view_as_real(memory))

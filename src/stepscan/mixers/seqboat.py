@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepscan.layers.moving_average import MovingAverage
+from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.attention import AttentionState, attention
 from stepscan.ops.compress_select import Selection, compress, expand, last_inputs, select
@@ -86,16 +87,16 @@ class SeqBoat(Mixer[SeqBoatState]):
         self.config = config
         size = config.shared_size
         self.average = MovingAverage(width, config.states)
-        self.router = nn.Linear(width, 2)
+        self.router = Linear(width, 2)
         self.log_temperature = nn.Parameter(torch.tensor([config.temperature * width**0.5]).log())
-        self.shared = nn.Linear(width, size)
+        self.shared = Linear(width, size)
         self.scale = nn.Parameter(torch.empty(2, size))
         self.offset = nn.Parameter(torch.zeros(2, size))
-        self.value = nn.Linear(width, values)
-        self.gate = nn.Linear(width, values)
+        self.value = Linear(width, values)
+        self.gate = Linear(width, values)
         self.bias = nn.Parameter(torch.empty(1, config.window))
-        self.attended = nn.Linear(values, width, bias=False)
-        self.out = nn.Linear(width, width)
+        self.attended = Linear(values, width, bias=False)
+        self.out = Linear(width, width)
         nn.init.normal_(self.scale, 1.0, 0.02)
         nn.init.normal_(self.bias, std=0.02)
 

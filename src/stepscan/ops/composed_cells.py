@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from stepscan.ops.cells import HiddenState, LSTMState
+from stepscan.ops.projection import project
 
 GATES = {
     "none": (),
@@ -65,7 +65,7 @@ class Composed(NamedTuple):
 
     def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T gates"]:
         """W x + b."""
-        return F.linear(x, self.input_weight, self.input_bias)
+        return project(x, self.input_weight, self.input_bias)
 
     def step(self, u: Float[Tensor, "B gates"], state: Any) -> tuple[Float[Tensor, "B E"], Any]:
         """One token."""

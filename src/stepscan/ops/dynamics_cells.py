@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stepscan.ops.cells import HiddenState
+from stepscan.ops.projection import project
 
 
 class Leaky(NamedTuple):
@@ -43,7 +44,7 @@ class Leaky(NamedTuple):
 
     def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
         """W x + b."""
-        return F.linear(x, self.input_weight, self.bias)
+        return project(x, self.input_weight, self.bias)
 
     def step(
         self, u: Float[Tensor, "B E"], state: HiddenState
@@ -82,11 +83,11 @@ class ShallowPLRNN(NamedTuple):
 
     def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
         """C x + h1."""
-        return F.linear(x, self.input_weight, self.bias)
+        return project(x, self.input_weight, self.bias)
 
     def regions(self, z: Float[Tensor, "*n E"]) -> Bool[Tensor, "*n F"]:
         """Which ReLU are open: the name of the linear region that z lies in."""
-        return F.linear(z, self.inner, self.threshold) > 0
+        return project(z, self.inner, self.threshold) > 0
 
     def jacobian(self, z: Float[Tensor, "*n E"]) -> Float[Tensor, "*n E E"]:
         """That of a step from z: diag(A) + W1 diag(open) W2."""
@@ -128,7 +129,7 @@ class AlmostLinear(NamedTuple):
 
     def project(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
         """C x + h1."""
-        return F.linear(x, self.input_weight, self.bias)
+        return project(x, self.input_weight, self.bias)
 
     def regions(self, z: Float[Tensor, "*n E"]) -> Bool[Tensor, "*n P"]:
         """Which ReLU are open: the symbol of z."""
