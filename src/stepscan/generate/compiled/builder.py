@@ -8,7 +8,7 @@ import torch
 from stepscan.generate.compiled.instructions import TYPES, Instruction, Loop, Node, Store
 from stepscan.generate.compiled.memory import Buffer, Place, fresh
 
-OPERATIONS = (  # in the order of kernels/elementwise.h
+OPERATIONS = (  # in the order of kernels/cpp/decode/elementwise.h
     "add sub mul div neg exp expm1 log log1p sigmoid tanh silu erf softplus sqrt rsqrt abs maximum "
     "minimum sin cos less less_equal equal where multiply_add not and or"
 ).split()

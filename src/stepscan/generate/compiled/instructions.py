@@ -1,4 +1,4 @@
-"""What a program is made of; each writes its words as kernels/decode.cpp reads them."""
+"""What a program is made of; each writes its words as kernels/cpp/decode reads them."""
 
 import math
 import struct
@@ -242,7 +242,7 @@ class Along:
 
 @dataclass(eq=False)
 class MemoryStep:
-    """See kernels/memory_step.h."""
+    """See kernels/cpp/decode/memory_step.h."""
 
     sizes: tuple[int, int, int]
     write: int
@@ -286,7 +286,7 @@ class MemoryStep:
 
 @dataclass(eq=False)
 class AttentionStep:
-    """See kernels/attention_step.h. The first five words are the cache's, see `Cache`."""
+    """See kernels/cpp/decode/attention_step.h. The first five words are those of `_Cache`."""
 
     q: Place
     k: Place
@@ -327,7 +327,7 @@ class AttentionStep:
 
 @dataclass(eq=False)
 class Rows:
-    """A function of each row: see kernels/row_steps.h."""
+    """A function of each row: see kernels/cpp/decode/row_steps.h."""
 
     step: int
     x: Place

@@ -1,4 +1,4 @@
-"""Weights of matrix products as the kernel reads them: panels of 16 rows, see kernels/gemv.h."""
+"""Weights of matrix products in panels of 16 rows, as kernels/cpp/decode/gemv.h reads them."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
