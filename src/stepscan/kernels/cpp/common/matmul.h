@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "lanes.h"
 #include "vector.h"
 
 namespace stepscan {
@@ -20,13 +21,19 @@ struct Strided {
   const float* data;
   int64_t row;
   int64_t column;
+  Strided from(int64_t i) const { return {data + i * row, row, column}; }
 };
 
-// What is kept of c under a product: nothing without `factor`, else row i times factor[i * step].
+// What is kept of c under a product: row i times factor[i * step]; without a factor nothing, and c need
+// not hold numbers.
 struct Keep {
   const float* factor = nullptr;
   int64_t step = 0;
+  Keep from(int64_t i) const { return {factor ? factor + i * step : nullptr, step}; }
 };
+constexpr float kOne = 1.0f;
+constexpr Keep kReplace{};
+constexpr Keep kAdd{&kOne, 0};
 
 // The products that a triangle makes unnecessary are left out block by block: what lies in the blocks on
 // the diagonal is computed, so there the other triangle of `a` must hold zeros.
@@ -38,15 +45,21 @@ enum class Part {
 };
 
 template <int Rows, int Vecs>
-STEPSCAN_INLINE void multiply_block(Strided a, const float* b, int64_t b_row, float* c, int64_t c_row,
-                                    int64_t first, int64_t last, Keep keep) {
-  Vec sums[Rows][Vecs];
+STEPSCAN_INLINE void start_block(Vec (&sums)[Rows][Vecs], const float* c, int64_t c_row, Keep keep) {
+#pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
     for (int j = 0; j < Vecs; ++j)
       sums[i][j] = keep.factor ? load(c + i * c_row + j * kLanes) * keep.factor[i * keep.step] : Vec{};
+}
+
+template <int Rows, int Vecs>
+STEPSCAN_INLINE void add_product(Vec (&sums)[Rows][Vecs], Strided a, const float* b, int64_t b_row,
+                                 int64_t first, int64_t last, float sign = 1.0f) {
   for (int64_t k = first; k < last; ++k) {
     Vec row[Vecs];
-    for (int j = 0; j < Vecs; ++j) row[j] = load(b + k * b_row + j * kLanes);
+#pragma GCC unroll 8
+    for (int j = 0; j < Vecs; ++j) row[j] = sign * load(b + k * b_row + j * kLanes);
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
       const Vec factor = splat(a.data[i * a.row + k * a.column]);
@@ -54,32 +67,38 @@ STEPSCAN_INLINE void multiply_block(Strided a, const float* b, int64_t b_row, fl
       for (int j = 0; j < Vecs; ++j) sums[i][j] += factor * row[j];
     }
   }
+}
+
+template <int Rows, int Vecs>
+STEPSCAN_INLINE void store_block(const Vec (&sums)[Rows][Vecs], float* c, int64_t c_row) {
+#pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
     for (int j = 0; j < Vecs; ++j) store(c + i * c_row + j * kLanes, sums[i][j]);
 }
 
-// The rows from `i` on, as many blocks as there are; returns where it stopped.
+// The rows from `i` on, in blocks of so many, the rest in blocks of half as many.
 template <int Rows, int Vecs, Part part>
-STEPSCAN_INLINE int64_t multiply_rows(int64_t i, Strided a, const float* b, int64_t b_row, float* c,
-                                      int64_t c_row, int64_t rows, int64_t inner, int64_t column,
-                                      Keep keep) {
+STEPSCAN_INLINE void multiply_rows(int64_t i, Strided a, const float* b, int64_t b_row, float* c,
+                                   int64_t c_row, int64_t rows, int64_t inner, int64_t column, Keep keep) {
   for (; i + Rows <= rows; i += Rows) {
     if (part == Part::kLowerResult && column >= i + Rows) continue;
     const int64_t first = part == Part::kUpper ? i : 0;
     const int64_t last = part == Part::kLower ? std::min(inner, i + Rows) : inner;
-    multiply_block<Rows, Vecs>({a.data + i * a.row, a.row, a.column}, b, b_row, c + i * c_row, c_row, first,
-                               last, {keep.factor + i * keep.step, keep.step});
+    Vec sums[Rows][Vecs];
+    start_block(sums, c + i * c_row, c_row, keep.from(i));
+    add_product(sums, a.from(i), b, b_row, first, last);
+    store_block(sums, c + i * c_row, c_row);
   }
-  return i;
+  if constexpr (Rows > 1)
+    multiply_rows<Rows / 2, Vecs, part>(i, a, b, b_row, c, c_row, rows, inner, column, keep);
 }
 
 template <int Vecs, Part part>
 static void multiply_columns(Strided a, const float* b, int64_t b_row, float* c, int64_t c_row,
                              int64_t rows, int64_t inner, int64_t column, Keep keep) {
-  b += column;
-  c += column;
-  int64_t i = multiply_rows<block_rows(Vecs), Vecs, part>(0, a, b, b_row, c, c_row, rows, inner, column, keep);
-  multiply_rows<1, Vecs, part>(i, a, b, b_row, c, c_row, rows, inner, column, keep);
+  multiply_rows<block_rows(Vecs), Vecs, part>(0, a, b + column, b_row, c + column, c_row, rows, inner, column,
+                                              keep);
 }
 
 // c = keep c + a b, with a [rows, inner], b [inner, columns], c [rows, columns]. Columns are rounded up
@@ -105,45 +124,24 @@ STEPSCAN_INLINE void multiply(Strided a, const float* b, int64_t b_row, float* c
   multiply<part>(a, b, b_row, c, c_row, rows, inner, columns, kept);
 }
 
-// One block as wide as a vector, in registers: halves of halves change places.
-STEPSCAN_INLINE void transpose(Vec (&rows)[kLanes]) {
-#if !defined(__clang__)
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half >= 1; half /= 2) {
-    IntVec low{}, high{};
-    for (int lane = 0; lane < kLanes; ++lane) {
-      low[lane] = lane & half ? kLanes + lane - half : lane;
-      high[lane] = lane & half ? kLanes + lane : lane + half;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & half) continue;
-      const Vec a = rows[i], b = rows[i + half];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + half] = __builtin_shuffle(a, b, high);
-    }
-  }
-#else
-  Vec turned[kLanes];
-  for (int i = 0; i < kLanes; ++i)
-    for (int j = 0; j < kLanes; ++j) turned[j][i] = rows[i][j];
-  for (int i = 0; i < kLanes; ++i) rows[i] = turned[i];
-#endif
-}
-
-// b[j, i] = a[i, j], a [rows, columns]; nothing else is read or written.
+// b[j, i] = a[i, j], a [rows, columns]. The rows of b end in zeros, up to a whole vector.
 static inline void transpose(const float* a, int64_t a_row, float* b, int64_t b_row, int64_t rows,
                              int64_t columns) {
-  for (int64_t i = 0; i < rows; i += kLanes) {
-    const int64_t height = std::min<int64_t>(kLanes, rows - i);
+  for (int64_t i = 0; i < rows; i += kLanes)
     for (int64_t j = 0; j < columns; j += kLanes) {
       const int64_t width = std::min<int64_t>(kLanes, columns - j);
-      Vec block[kLanes];
-      for (int l = 0; l < kLanes; ++l) block[l] = l < height ? load(a + (i + l) * a_row + j, width) : Vec{};
-      transpose(block);
-      for (int l = 0; l < width; ++l) store(b + (j + l) * b_row + i, block[l], height);
+      Vec tile[kLanes];
+#pragma GCC unroll 16
+      for (int l = 0; l < kLanes; ++l) tile[l] = i + l < rows ? load(a + (i + l) * a_row + j, width) : Vec{};
+      transpose(tile);
+      for (int l = 0; l < width; ++l) store(b + (j + l) * b_row + i, tile[l]);
     }
-  }
+}
+
+STEPSCAN_INLINE float dot(const float* x, const float* y, int64_t n) {
+  Vec total{};
+  for (int64_t j = 0; j < n; j += kLanes) total += load(x + j) * load(y + j);
+  return sum(total);
 }
 
 }  // namespace stepscan

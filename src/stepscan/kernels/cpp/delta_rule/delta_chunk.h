@@ -18,7 +18,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "delta_products.h"
+#include "delta_solve.h"
 #include "parallel.h"
 #include "vector.h"
 
@@ -269,7 +269,7 @@ class Chunk {
   void score_all() {
     transpose(writes, width, ends_transposed, columns, write_rows, s.keys);
     for_each_stair([&](int64_t row, int64_t token, int64_t rows) {
-      product({reads + row * width, width, 1}, ends_transposed, columns, scores + row * columns, columns,
+      multiply({reads + row * width, width, 1}, ends_transposed, columns, scores + row * columns, columns,
               rows, s.keys, stairs(token), kReplace);
     });
     for (int64_t i = 0; i < tokens; ++i) {
@@ -288,12 +288,12 @@ class Chunk {
       for_each_read(i, [&](int64_t r) { std::fill(scores + r * columns, scores + (r + 1) * columns, 0.0f); });
     if (!start) return;
     transpose(ends, width, ends_transposed, columns, before, s.keys);
-    const auto multiply = [&](int64_t row, int64_t rows) {
-      product({near + row * width, width, 1}, ends_transposed, columns, scores + row * columns, columns,
+    const auto meet = [&](int64_t row, int64_t rows) {
+      multiply({near + row * width, width, 1}, ends_transposed, columns, scores + row * columns, columns,
               rows, s.keys, before, kReplace);
     };
-    multiply(before, n * s.writes);
-    multiply(write_rows + start, n);
+    meet(before, n * s.writes);
+    meet(write_rows + start, n);
   }
 
   // Of the block at `start`, the pairs inside: each write meets the reads of its and later tokens.

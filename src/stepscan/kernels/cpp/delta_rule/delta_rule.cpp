@@ -59,7 +59,7 @@ class Walk {
 
   // found = the errors, then what q finds of the chunk's first state.
   void solve_errors(const Head& head, int64_t first) {
-    product({chunk_.seen, chunk_.width, 1}, state_, columns_, found_, columns_, chunk_.read_rows, s.keys,
+    multiply({chunk_.seen, chunk_.width, 1}, state_, columns_, found_, columns_, chunk_.read_rows, s.keys,
             count_, kReplace);
     const int64_t there = std::min(chunk_.tokens, s.steps - first) * s.writes;
     for (int64_t r = 0; r < there; ++r) {
@@ -74,14 +74,14 @@ class Walk {
     const int64_t there = std::min(chunk_.tokens, s.steps - first);
     for (int64_t i = 0; i < there; i += kStair) {
       const int64_t n = std::min(kStair, there - i), r = chunk_.write_rows + i;
-      product({chunk_.scores + r * chunk_.columns, chunk_.columns, 1}, found_, columns_,
+      multiply({chunk_.scores + r * chunk_.columns, chunk_.columns, 1}, found_, columns_,
               found_ + r * columns_, columns_, n, chunk_.stairs(i), count_, kAdd);
       for (int64_t j = 0; j < n; ++j) write_row(y[first + i + j] + first_, found_ + (r + j) * columns_, count_);
     }
   }
 
   void advance() {
-    product({chunk_.ends, 1, chunk_.width}, found_, columns_, state_, columns_, s.keys, chunk_.write_rows,
+    multiply({chunk_.ends, 1, chunk_.width}, found_, columns_, state_, columns_, s.keys, chunk_.write_rows,
             count_, {chunk_.kept, 1});
   }
 

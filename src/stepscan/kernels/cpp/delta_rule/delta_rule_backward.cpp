@@ -69,7 +69,7 @@ class Backward {
       else
         by_number();
       write_gradients(head, first, grads);
-      product({chunk.seen, 1, chunk.width}, given, values, grad_state, values, s.keys, chunk.read_rows,
+      multiply({chunk.seen, 1, chunk.width}, given, values, grad_state, values, s.keys, chunk.read_rows,
               s.values, {chunk.kept, 1});
     }
     for (int64_t r = 0; r < s.keys; ++r)
@@ -93,7 +93,7 @@ class Backward {
   }
 
   void find_errors(const Head& head, int64_t first) {
-    product({chunk.seen, chunk.width, 1}, state, values, u, values, chunk.write_rows, s.keys, s.values,
+    multiply({chunk.seen, chunk.width, 1}, state, values, u, values, chunk.write_rows, s.keys, s.values,
             kReplace);
     const int64_t there = std::min(chunk.tokens, s.steps - first) * s.writes;
     for (int64_t r = 0; r < there; ++r) {
@@ -113,12 +113,12 @@ class Backward {
       else
         std::fill(grad_q + i * values, grad_q + (i + 1) * values, 0.0f);
     }
-    product({chunk.ends, chunk.width, 1}, grad_state, values, given, values, chunk.write_rows, s.keys,
+    multiply({chunk.ends, chunk.width, 1}, grad_state, values, given, values, chunk.write_rows, s.keys,
             s.values, kReplace);
     const float* scores_q = chunk.scores + chunk.write_rows * chunk.columns;
     for (int64_t i = 0; i < chunk.tokens; i += kStair) {
       const int64_t r = i * s.writes, n = std::min(kStair, chunk.tokens - i);
-      product({scores_q + i * chunk.columns + r, 1, chunk.columns}, grad_q + i * values, values,
+      multiply({scores_q + i * chunk.columns + r, 1, chunk.columns}, grad_q + i * values, values,
               given + r * values, values, n * s.writes, chunk.tokens - i, s.values, kAdd);
     }
     solve_transposed({chunk.scores, chunk.columns, 1}, given, values, chunk.write_rows, s.values);
@@ -130,7 +130,7 @@ class Backward {
   void grade_scores() {
     transpose(u, values, transposed, chunk.columns, chunk.write_rows, s.values);
     chunk.for_each_stair([&](int64_t row, int64_t token, int64_t rows) {
-      product({given + row * values, values, 1}, transposed, chunk.columns,
+      multiply({given + row * values, values, 1}, transposed, chunk.columns,
               grad_scores + row * chunk.columns, chunk.columns, rows, s.values, chunk.stairs(token), kReplace);
     });
     for (int64_t i = 0; i < chunk.tokens; ++i) {
@@ -146,10 +146,10 @@ class Backward {
   // The gradients of `seen` and `ends`, the rows decayed from the chunk's start and to its end.
   void grade_rows() {
     transpose(state, values, transposed, chunk.width, s.keys, s.values);
-    product({given, values, 1}, transposed, chunk.width, grad_reads, chunk.width, chunk.read_rows, s.values,
+    multiply({given, values, 1}, transposed, chunk.width, grad_reads, chunk.width, chunk.read_rows, s.values,
             s.keys, kReplace);
     transpose(grad_state, values, transposed, chunk.width, s.keys, s.values);
-    product({u, values, 1}, transposed, chunk.width, grad_writes, chunk.width, chunk.write_rows, s.values,
+    multiply({u, values, 1}, transposed, chunk.width, grad_writes, chunk.width, chunk.write_rows, s.values,
             s.keys, kReplace);
   }
 
@@ -160,7 +160,7 @@ class Backward {
     const float* p = grad_scores;
     const int64_t w = chunk.width, columns = chunk.columns;
     chunk.for_each_stair([&](int64_t row, int64_t token, int64_t rows) {
-      product({p + row * columns, columns, 1}, chunk.writes, w, grad_reads + row * w, w, rows,
+      multiply({p + row * columns, columns, 1}, chunk.writes, w, grad_reads + row * w, w, rows,
               chunk.stairs(token), s.keys, kAdd);
     });
     for (int64_t i = 0; i < chunk.tokens; i += kStair) {
@@ -172,7 +172,7 @@ class Backward {
 
   // grad_writes of rows [row, row + n) += scores^T reads, over the reads [first, first + count).
   void add_from_reads(int64_t row, int64_t n, int64_t first, int64_t count, const float* reads) {
-    product({grad_scores + first * chunk.columns + row, 1, chunk.columns}, reads + first * chunk.width,
+    multiply({grad_scores + first * chunk.columns + row, 1, chunk.columns}, reads + first * chunk.width,
             chunk.width, grad_writes + row * chunk.width, chunk.width, n, count, s.keys, kAdd);
   }
 
@@ -220,7 +220,7 @@ class Backward {
     const int64_t w = chunk.width, writes = start * s.writes;
     const auto grade = [&](int64_t row, int64_t rows) {
       for (int64_t r = row; r < row + rows; ++r) scale(grad_reads + r * w, grad_reads + r * w, before, w);
-      product({grad_scores + row * chunk.columns, chunk.columns, 1}, chunk.ends, w, grad_reads + row * w, w,
+      multiply({grad_scores + row * chunk.columns, chunk.columns, 1}, chunk.ends, w, grad_reads + row * w, w,
               rows, writes, s.keys, kAdd);
     };
     grade(writes, chunk.block * s.writes);

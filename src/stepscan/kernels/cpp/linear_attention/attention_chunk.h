@@ -67,12 +67,6 @@ STEPSCAN_INLINE void scale(float* x, float factor, int64_t n) {
   for (int64_t j = 0; j < n; j += kLanes) store(x + j, load(x + j) * factor);
 }
 
-STEPSCAN_INLINE float dot(const float* x, const float* y, int64_t n) {
-  Vec total{};
-  for (int64_t j = 0; j < n; j += kLanes) total += load(x + j) * load(y + j);
-  return sum(total);
-}
-
 // The lanes' numbers, counted from `first`: to be compared with a step.
 STEPSCAN_INLINE IntVec lanes_from(int64_t first) {
   IntVec lane;
