@@ -7,16 +7,16 @@ from torch.nn import functional as F
 from stepscan.models import ModelConfig, NextToken, SequenceModel
 
 
-def build(layers, tokens, *, seed=0, width=64):
-    """A model of these layers; it says the next entry of column 0."""
+def build(layers, tokens, *, answers=None, seed=0, width=64):
+    """A model of these layers; it says the next entry of column 0, or one of `answers`."""
     torch.manual_seed(seed)
-    head = NextToken(vocab=tokens[0])
+    head = NextToken(vocab=answers or tokens[0])
     return SequenceModel(
         ModelConfig(width=width, tokens=tokens, head=head, layers=layers, mlp_ratio=1.0)
     )
 
 
-def train(model, draw, *, steps, seed=0, before=None, extra=None, rate=3e-3):
+def train(model, draw, *, steps, seed=0, before=None, extra=None, rate=3e-3, count=32):
     """AdamW with a warm-up and a cosine, the loss where the task asks.
 
     `before(step, batch)` runs ahead of each step and `extra()` adds to its loss.
@@ -25,7 +25,7 @@ def train(model, draw, *, steps, seed=0, before=None, extra=None, rate=3e-3):
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
     for step in range(steps):
-        batch = draw(32, rng)
+        batch = draw(count, rng)
         if before is not None:
             before(step, batch)
         y, _ = model(batch.input)

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from laws import assert_near, live_law
 from torch.nn import functional as F
 
-from stepscan.layers.mlp import SwiGLU
+from stepscan.layers.mlp import GEGLU, SwiGLU
 
 
 @pytest.mark.parametrize(
@@ -21,9 +23,20 @@ def test_equals_its_equation_for_each_token_alone():
     assert_near(F.silu(gate), gate * torch.sigmoid(gate), what="silu")
 
 
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_geglu_equals_its_equation(approximate, bias):
+    mlp, x = GEGLU(8, bias=bias, approximate=approximate).double(), 3 * torch.randn(8).double()
+    gate, value = (m.weight @ x + (m.bias if bias else 0) for m in (mlp.gate, mlp.value))
+    inner = (2 / math.pi) ** 0.5 * (gate + 0.044715 * gate**3)
+    bent = torch.tanh(inner) if approximate == "tanh" else torch.erf(gate / 2**0.5)
+    want = mlp.out.weight @ (gate / 2 * (1 + bent) * value) + (mlp.out.bias if bias else 0)
+    assert_near(mlp(x), want, what="y")
+
+
 def test_every_parameter_is_live():
-    mlp = SwiGLU(8)
-    live_law(_Alone(mlp), torch.randn(2, 5, 8))
+    for mlp in (SwiGLU(8), SwiGLU(8, bias=True), GEGLU(8, bias=True, approximate="tanh")):
+        live_law(_Alone(mlp), torch.randn(2, 5, 8))
 
 
 class _Alone(torch.nn.Module):
@@ -41,3 +54,5 @@ class _Alone(torch.nn.Module):
 def test_errors_say_what_to_fix():
     with pytest.raises(ValueError, match="want ratio above 0, got 0"):
         SwiGLU(8, 0)
+    with pytest.raises(ValueError, match="want approximate none or tanh, got 'erf'"):
+        GEGLU(8, approximate="erf")

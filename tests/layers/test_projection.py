@@ -70,6 +70,7 @@ def test_a_model_reads_a_prompt_with_it_and_its_state_stays_wide():
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_it_compiles_and_a_compiled_model_sees_it_come_and_go(backend):
     model, tokens = build(), torch.randint(7, (1, MANY))
+    torch.compiler.reset()
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     plain, _ = compiled(tokens)
     with bfloat16_projections():

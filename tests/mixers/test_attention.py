@@ -13,6 +13,8 @@ OPTIONS = (
     {"window": 5},
     {"rotary": False},
     {"key_value_heads": 1, "window": 4, "qk_norm": True, "rotary_base": 500.0},
+    {"key_value_heads": 2, "output_gate": True},
+    {"key_value_heads": 2, "qk_norm": True, "qk_norm_whole": True, "norm_eps": 0.1},
 )
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 WIDTH, T = 16, 20
@@ -70,7 +72,10 @@ def test_equals_attention_written_out(options):
             rows = slice((H + G + g) * K, (H + G + g + 1) * K)
             values = torch.stack([mixer.qkv.weight[rows] @ x[b, j] for j in past])
             heads.append(weights @ values)
-        assert_near(y[b, t], mixer.out.weight @ torch.cat(heads), what=f"y[{b}, {t}]")
+        read = torch.cat(heads)
+        if config.output_gate:
+            read = read / (1 + (-(mixer.gate.weight @ x[b, t])).exp())
+        assert_near(y[b, t], mixer.out.weight @ read, what=f"y[{b}, {t}]")
 
 
 def test_initial_values_are_xavier_uniform_for_each_map():

@@ -20,10 +20,16 @@ OPTIONS = {
     "one_head": {"heads": 1, "window": 1},
 }
 either = pytest.mark.parametrize("config", [DeltaNetConfig, GatedDeltaNetConfig])
-every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+SHARED = {
+    "shared_keys": {"key_heads": 2},
+    "one_key_head": {"key_heads": 1, "norm_eps": 0.1, "step_size": "kaczmarz", "n_householder": 2},
+}
+PAIRS = [(c, o) for c in (DeltaNetConfig, GatedDeltaNetConfig) for o in OPTIONS.values()]
+every_option = pytest.mark.parametrize(
+    ("config", "options"), PAIRS + [(GatedDeltaNetConfig, o) for o in SHARED.values()]
+)
 
 
-@either
 @every_option
 def test_laws(config, options):
     mixer, x = config(**options).build(WIDTH).double(), torch.randn(3, T, WIDTH).double()
@@ -45,13 +51,15 @@ def oracle(mixer, x):
     values = p["out.weight"].shape[1]
     keys = (filters.shape[0] - n * values) // (1 + n)
     past, ys = np.zeros(filters.shape), []
-    S = np.zeros((H, keys // H, values // H))
+    shared = H if getattr(config, "key_heads", None) is None else config.key_heads
+    S = np.zeros((H, keys // shared, values // H))
     for x_t in x:
         past = np.concatenate([past[:, 1:], (p["inputs.qkv.weight"] @ x_t)[:, None]], 1)
         qkv = (past * filters).sum(1)
         qkv = qkv * sigmoid(qkv)
-        q = qkv[:keys].reshape(H, -1)
-        k = qkv[keys : (1 + n) * keys].reshape(n, H, -1)
+        owner = [h // (H // shared) for h in range(H)]
+        q = qkv[:keys].reshape(shared, -1)[owner]
+        k = qkv[keys : (1 + n) * keys].reshape(n, shared, -1)[:, owner]
         v = qkv[(1 + n) * keys :].reshape(n, H, -1)
         beta = p["inputs.strength.weight"] @ x_t + p.get("inputs.strength.bias", 0)
         beta = (1 - high) + (high - low) * sigmoid(beta).reshape(n, H)
@@ -60,7 +68,7 @@ def oracle(mixer, x):
             beta = beta / (square + 1e-6)
         else:
             k = k / np.sqrt(square + 1e-6)[..., None]
-        q = q / np.sqrt((q * q).sum(-1, keepdims=True) + 1e-6) / np.sqrt(keys / H)
+        q = q / np.sqrt((q * q).sum(-1, keepdims=True) + 1e-6) / np.sqrt(keys / shared)
         if gated:
             step = np.log1p(np.exp(p["decay.step.weight"] @ x_t + p["decay.step_bias"]))
             S = S * np.exp(-np.exp(p["decay.log_rate"]) * step)[:, None, None]
@@ -68,13 +76,13 @@ def oracle(mixer, x):
             for h in range(H):
                 S[h] += beta[j, h] * np.outer(k[j, h], v[j, h] - S[h].T @ k[j, h])
         y = np.einsum("hkv,hk->hv", S, q)
-        y = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-5) * p["norm.weight"]
+        eps = getattr(config, "norm_eps", 1e-5)
+        y = y / np.sqrt((y * y).mean(-1, keepdims=True) + eps) * p["norm.weight"]
         gate = p["gate.weight"] @ x_t if gated else 1
         ys.append(p["out.weight"] @ (y.ravel() * (gate * sigmoid(gate) if gated else 1)))
     return np.stack(ys), S
 
 
-@either
 @every_option
 def test_equals_a_loop_over_the_equations(config, options):
     mixer, x = config(**options).build(WIDTH).double(), torch.randn(2, 70, WIDTH).double()
@@ -127,3 +135,9 @@ def test_errors_say_what_to_fix(config):
     ):
         with pytest.raises(ValueError, match=match):
             config(**change).build(WIDTH)
+
+
+def test_key_heads_that_do_not_divide_are_refused():
+    for change in ({"key_heads": 3}, {"key_heads": 0}, {"key_heads": 4, "key_ratio": 0.875}):
+        with pytest.raises(ValueError, match=r"key_heads=\d must divide heads=4"):
+            GatedDeltaNetConfig(**change).build(WIDTH)

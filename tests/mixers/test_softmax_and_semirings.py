@@ -408,6 +408,7 @@ def test_aaren_classifies_as_well_as_causal_attention(name):
         mixer: sum(classify(MIXERS[mixer](**options), name, seed) for seed in range(3)) / 3
         for mixer, options in (("aaren", {}), ("attention", {"rotary": False}))
     }
+    print(name, found)  # noqa: T201
     assert found["aaren"] > found["attention"] - 0.02, found
 
 

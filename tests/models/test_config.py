@@ -4,7 +4,7 @@ import json
 import pytest
 
 from stepscan.mixers import MIXERS
-from stepscan.models import Classify, Forecast, ModelConfig, NextEvent, NextToken
+from stepscan.models import Classify, Forecast, ModelConfig, NextEvent, NextToken, Regress
 from stepscan.models.pattern import parse
 
 
@@ -42,7 +42,13 @@ def test_what_cannot_be_read_is_said(pattern, message):
         parse(pattern)
 
 
-HEADS = [NextToken(vocab=9), NextEvent(vocab=9), Forecast(horizon=3), Classify(classes=2)]
+HEADS = [
+    NextToken(vocab=9),
+    NextEvent(vocab=9),
+    Forecast(horizon=3),
+    Classify(classes=2),
+    Regress(outputs=2),
+]
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)

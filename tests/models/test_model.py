@@ -13,6 +13,7 @@ from stepscan.models import (
     ModelConfig,
     NextEvent,
     NextToken,
+    Regress,
     SequenceModel,
 )
 
@@ -29,6 +30,7 @@ CASES = {
     "classes": ModelConfig(
         width=16, reals=2, head=Classify(classes=4), layers="rwkv7*2 hgrn2", tie=False
     ),
+    "numbers": ModelConfig(width=16, reals=2, head=Regress(outputs=3), layers="min_gru"),
 }
 every_case = pytest.mark.parametrize("config", CASES.values(), ids=CASES)
 
@@ -123,5 +125,6 @@ def test_compiles_whole(config):
     model = SequenceModel(config)
     _, xs, *_ = setup(config, torch.float32)
     inputs = Inputs(**{"reals" if x.is_floating_point() else "tokens": x for x in xs})
+    torch.compiler.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(inputs)[0], model(inputs)[0])

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stepscan.models.heads import Classify, EventOutput, Forecast, HeadConfig, NextEvent, NextToken
+from stepscan.models.heads import (
+    Classify,
+    EventOutput,
+    Forecast,
+    HeadConfig,
+    NextEvent,
+    NextToken,
+    Regress,
+)
 from stepscan.train.objectives import SHORTEST, loss
 
 B, T, V, M, H = 2, 5, 7, 3, 4
@@ -26,6 +34,8 @@ def some(head):
             return EventOutput(draw(B, T, V), draw(B, T, 3, M)), {"token": token, "gap": gap}
         case "forecast":
             return draw(B, T, H, len(LEVELS)), {"future": future}
+        case "regress":
+            return draw(B, T, H), {"value": future}
 
 
 every_head = pytest.mark.parametrize(
@@ -35,6 +45,7 @@ every_head = pytest.mark.parametrize(
         Classify(classes=V),
         NextEvent(vocab=V, mixtures=M),
         Forecast(horizon=H, quantiles=LEVELS),
+        Regress(outputs=H),
     ],
     ids=lambda head: head.name,
 )

@@ -27,6 +27,7 @@ from stepscan.data.panel import SeriesPacked
 from stepscan.data.series import SeriesSchema
 from stepscan.data.tables import Table, read_table
 from stepscan.data.text import TextSchema
+from stepscan.data.tokens import TokenSchema
 from stepscan.generate import Sampling
 from stepscan.models import (
     Classify,
@@ -190,7 +191,7 @@ class Model:
 
         `dtype="bf16"` or `"int8"` rounds the weights for new tokens: faster, and nearly as good.
         """
-        schema = self._wants(TextSchema, "generate")
+        schema = self._wants(TextSchema, "generate", TokenSchema)
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         return text_app.generate(
             self.network,
@@ -368,8 +369,8 @@ class Model:
         best = chance.topk(min(count, len(chance))).indices.tolist()
         return [Prediction(schema.classes[i], float(chance[i])) for i in best]
 
-    def _wants(self, schema: type[Any], verb: str) -> Any:
-        if not isinstance(self.schema, schema):
+    def _wants(self, schema: type[Any], verb: str, *others: type[Any]) -> Any:
+        if not isinstance(self.schema, (schema, *others)):
             raise ValueError(
                 f"{verb}: wants a model of {schema.kind}, this one is of {self.kind}; ask it with "
                 f"{ASK[self.kind]}"
@@ -380,7 +381,7 @@ class Model:
 def _answers(head: HeadConfig, schema: Schema) -> bool:
     """Whether the head says what such data asks for."""
     match schema:
-        case TextSchema() | InteractionSchema():
+        case TextSchema() | TokenSchema() | InteractionSchema():
             return isinstance(head, NextToken) and head.vocab == schema.tokens[0]
         case EventSchema():
             return isinstance(head, NextEvent) and head.vocab == schema.tokens[0]

@@ -17,6 +17,7 @@ from stepscan.data.interactions import InteractionSchema
 from stepscan.data.series import SeriesSchema
 from stepscan.data.tables import Table, labels, numbers, times
 from stepscan.data.text import TextSchema
+from stepscan.data.tokens import TokenSchema
 from stepscan.models import Inputs
 from stepscan.names import did_you_mean
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 HANDED = "the data given"  # what errors call it
 ASK = {  # what a model of each kind is asked with
     "text": "generate, stream",
+    "tokens": "generate, stream",
     "series": "forecast, stream",
     "events": "predict, predict_table, next_time, stream",
     "interactions": "predict, predict_table, stream",
@@ -63,13 +65,8 @@ def read_piece(
     """
     if isinstance(data, Inputs):
         return Piece(data, memory, _as_it_is)
-    if isinstance(schema, TextSchema) and isinstance(data, str | bytes):
-        ids = torch.from_numpy(schema.encode(data).astype(np.int64))
-        if begun:
-            return Piece(_one_row(ids[:, None], None), None, _as_it_is)
-        ids = torch.cat([torch.tensor([schema.boundary]), ids])
-        # What is said after the boundary comes before any data.
-        return Piece(_one_row(ids[:, None], None), None, lambda outputs: outputs[1:])
+    if isinstance(schema, TextSchema | TokenSchema) and isinstance(data, str | bytes):
+        return _text(schema, data, begun=begun)
     if isinstance(schema, EventSchema):
         return _events(schema, data, stamps, memory, begun=begun)
     if isinstance(schema, InteractionSchema):
@@ -77,7 +74,11 @@ def read_piece(
         return Piece(_one_row(tokens, reals), None, _as_it_is)
     if isinstance(schema, SeriesSchema) and hasattr(data, "columns"):
         return _series(schema, data, memory)
-    wanted = {"text": "text or bytes", "series": "a frame of one series, in order of time"}
+    wanted = {
+        "text": "text or bytes",
+        "tokens": "text",
+        "series": "a frame of one series, in order of time",
+    }
     raise DataError(
         f"a model of {schema.kind} reads {wanted.get(schema.kind, 'Inputs(reals=...)')}, "
         f"got {type(data).__name__}"
@@ -95,6 +96,19 @@ def _one_row(tokens: Tensor | None, reals: Tensor | None) -> Inputs:
 
 def _as_it_is(outputs: Any) -> Any:
     return outputs
+
+
+def _text(schema: TextSchema | TokenSchema, data: str | bytes, *, begun: bool) -> Piece:
+    if isinstance(schema, TokenSchema):
+        text = data if isinstance(data, str) else data.decode()
+        row = torch.tensor(schema.encode(text) if begun else schema.begin(text), dtype=torch.long)
+        return Piece(_one_row(row[:, None], None), None, _as_it_is)
+    ids = torch.from_numpy(schema.encode(data).astype(np.int64))
+    if begun:
+        return Piece(_one_row(ids[:, None], None), None, _as_it_is)
+    ids = torch.cat([torch.tensor([schema.boundary]), ids])
+    # What is said after the boundary comes before any data.
+    return Piece(_one_row(ids[:, None], None), None, lambda outputs: outputs[1:])
 
 
 def _events(schema: EventSchema, data: Any, stamps: Any, memory: Any, *, begun: bool) -> Piece:

@@ -11,6 +11,7 @@ import torch
 from stepscan.apps.baselines.ngram import NGram
 from stepscan.apps.domain import Domain, Metric, Recipe, Scores
 from stepscan.data.text import TextSchema
+from stepscan.data.tokens import TokenSchema
 from stepscan.data.views import View
 from stepscan.generate import Sampling, decode
 from stepscan.models import NextToken, SequenceModel
@@ -88,7 +89,7 @@ class Text(Domain):
 
 def generate(
     model: SequenceModel,
-    schema: TextSchema,
+    schema: TextSchema | TokenSchema,
     prompt: str,
     *,
     length: int = 400,
@@ -111,18 +112,18 @@ def generate(
     """
     if length < 1:
         raise ValueError(f"generate: want length >= 1, got {length}")
-    ids = [schema.boundary, *schema.encode(prompt).tolist()]
+    ids = schema.begin(prompt)
     rng = torch.Generator().manual_seed(seed)
     prompt_ids = torch.tensor([ids])
     steps = decode(model.eval(), prompt_ids, sampling=sampling, rng=rng, dtype=dtype)
     drawn: list[int] = []
     for token in islice(steps, length):
-        if int(token) == schema.boundary:
+        if int(token) in schema.ends:
             break
         drawn.append(int(token))
-        if stop and stop in (text := schema.decode(drawn).decode(errors="replace")):
+        if stop and stop in (text := schema.continuation(ids, drawn)):
             return text[: text.index(stop)]
-    return schema.decode(drawn).decode(errors="replace")
+    return schema.continuation(ids, drawn)
 
 
 def _ids(tokens: torch.Tensor) -> np.ndarray:

@@ -14,6 +14,7 @@ from stepscan.data.named import NAMED
 from stepscan.data.series import SeriesSchema, series_dataset
 from stepscan.data.tables import read_table
 from stepscan.data.text import TextSchema, read_documents, text_dataset
+from stepscan.data.tokens import TokenSchema
 from stepscan.names import lookup
 
 CLOSED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".xlsx", ".xls", ".pdf", ".docx")
@@ -56,7 +57,8 @@ def read_schema(saved: Mapping[str, Any]) -> Schema:
     kind = saved.get("kind")
     if not isinstance(kind, str):
         raise DataError(f"schema: want a kind, got {kind!r}")
-    return lookup(KINDS, kind, kind="kind of data").from_dict(saved)
+    known = {**KINDS, TokenSchema.kind: TokenSchema}  # imported with a model, never inferred
+    return lookup(known, kind, kind="kind of data").from_dict(saved)
 
 
 def _open_table(path: Path, options: DataOptions) -> Dataset:

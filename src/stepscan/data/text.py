@@ -70,6 +70,19 @@ class TextSchema(Schema):
         values = _byte_values()
         return b"".join(bytes(values[c] for c in tokenizer.id_to_token(i)) for i in ids)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """What ends a document."""
+        return (self.boundary,)
+
+    def begin(self, text: str | bytes) -> list[int]:
+        """The tokens of a document begun."""
+        return [self.boundary, *self.encode(text).tolist()]
+
+    def continuation(self, begun: Sequence[int], drawn: Sequence[int]) -> str:
+        """What these tokens say after those."""
+        return self.decode(drawn).decode(errors="replace")
+
     def prompt(self, text: str | bytes) -> Packed:
         """One document begun, nothing asked for."""
         ids = torch.from_numpy(np.append([self.boundary], self.encode(text)))

@@ -8,6 +8,8 @@
 A write multiplies what the memory holds along k by 1 - beta |k|^2, which so lies in (low, high):
 (0, 1) as published first, (-1, 1) for tracking of states. `kaczmarz` takes the step that would
 solve S^T k = v for any length of k, as in Kaczmarz' method.
+Heads may share queries and keys, `key_heads` of them: head h meets h // (H / key_heads), as in
+Qwen3-Next.
 Sources: DeltaNet (arXiv:2406.06484), negative eigenvalues (arXiv:2411.12537), several writes per
 token as in DeltaProduct (arXiv:2502.10297), Kaczmarz linear attention (KLA).
 """
@@ -36,7 +38,7 @@ class Inputs(NamedTuple):
 
 
 class DeltaInputs(nn.Module):
-    """See the module docstring. `keys` and `values` are widths over all heads."""
+    """See the module docstring. `keys` and `values` are widths over all heads of their kind."""
 
     def __init__(
         self,
@@ -49,10 +51,16 @@ class DeltaInputs(nn.Module):
         eig_range: tuple[float, float] = (0.0, 1.0),
         n_householder: int = 1,
         step_size: str = "learned",
+        key_heads: int | None = None,
     ) -> None:
         super().__init__()
-        if heads < 1 or keys < 1 or values < 1 or keys % heads or values % heads:
+        self.key_heads = heads if key_heads is None else key_heads
+        if heads < 1 or keys < 1 or values < 1 or values % heads:
             raise ValueError(f"heads={heads} must divide the keys={keys} and the values={values}")
+        if self.key_heads < 1 or heads % self.key_heads or keys % self.key_heads:
+            raise ValueError(
+                f"key_heads={self.key_heads} must divide heads={heads} and the keys={keys}"
+            )
         low, high = eig_range
         if not -1 <= low < high <= 1:
             raise ValueError(f"eig_range: want -1 <= low < high <= 1, got {tuple(eig_range)}")
@@ -81,11 +89,13 @@ class DeltaInputs(nn.Module):
         """Project, convolve, normalise."""
         qkv, state = self.conv(self.qkv(x), state, resets)
         q, k, v = qkv.split(self.sizes, -1)
-        q = rearrange(q, "b t (h k) -> b t h k", h=self.heads)
+        q = rearrange(q, "b t (h k) -> b t h k", h=self.key_heads)
         k, v, logit = (
-            rearrange(y, "b t (n h k) -> b t n h k", n=self.writes, h=self.heads)
-            for y in (k, v, self.strength(x))
+            rearrange(y, "b t (n h k) -> b t n h k", n=self.writes, h=heads)
+            for y, heads in ((k, self.key_heads), (v, self.heads), (self.strength(x), self.heads))
         )
+        if self.key_heads < self.heads:
+            q, k = (y.repeat_interleave(self.heads // self.key_heads, -2) for y in (q, k))
         low, high = self.eig_range
         beta = (1 - high) + (high - low) * torch.sigmoid(logit.squeeze(-1))
         if self.kaczmarz:

@@ -6,23 +6,52 @@
 The product of a rotated query and a rotated key depends on the distance of their positions only.
 Pairs are half a head apart, as in GPT-NeoX and Llama weights; the paper pairs neighbours, which is
 the same up to an order of the channels.
+
+For texts longer than those of training the slow rotations can be slowed further by a factor
+(Llama 3.1, arXiv:2407.21783, which gives the aim; the rule with its numbers is from its code):
+
+    turns = original / wavelength_i            turns within the length of training
+    angle_i /= factor                          if turns < low;   as it was if turns > high
+    angle_i *= (1 - s) / factor + s            between them, s = (turns - low) / (high - low)
 """
+
+import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
+class Stretch(NamedTuple):
+    """How rotations are slowed for longer texts, see above."""
+
+    factor: float
+    low: float
+    high: float
+    original: float
+
+
 def rotate(
-    x: Float[Tensor, "B T H K"], positions: Int[Tensor, "#B T"], base: float = 10000.0
+    x: Float[Tensor, "B T H K"],
+    positions: Int[Tensor, "#B T"],
+    base: float = 10000.0,
+    *,
+    size: int | None = None,
+    stretch: Stretch | None = None,
 ) -> Float[Tensor, "B T H K"]:
-    """Rotate queries or keys to their positions."""
-    if x.shape[-1] % 2:
-        raise ValueError(f"rotate: want an even head size, got {x.shape[-1]}; change the heads")
-    half = x.shape[-1] // 2
-    exponent = torch.arange(half, device=x.device, dtype=torch.float64) / half
+    """Rotate queries or keys to their positions; only the first `size` channels, if it is given."""
+    size = x.shape[-1] if size is None else size
+    if size % 2:
+        raise ValueError(f"rotate: want an even head size, got {size}; change the heads")
+    exponent = torch.arange(size // 2, device=x.device, dtype=torch.float64) / (size // 2)
     # float64: positions grow without bound
-    return turn(x, positions[..., None, None] * base**-exponent)
+    speed = base**-exponent
+    if stretch is not None:
+        turns = stretch.original * speed / (2 * math.pi)
+        kept = ((turns - stretch.low) / (stretch.high - stretch.low)).clamp(0, 1)
+        speed = speed * ((1 - kept) / stretch.factor + kept)
+    return turn(x, positions[..., None, None] * speed)
 
 
 def turn(x: Float[Tensor, "*n K"], angle: Float[Tensor, "*#n A"]) -> Float[Tensor, "*n K"]:

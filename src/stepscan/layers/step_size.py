@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def fill_step_bias(bias: Float[Tensor, "..."]) -> None:
-    """Fill with b so that softplus(b) is log-uniform in (1e-3, 1e-1)."""
+def fill_step_bias(bias: Float[Tensor, "..."], low: float = 1e-3, high: float = 1e-1) -> None:
+    """Fill with b so that softplus(b) is log-uniform in (low, high)."""
     with torch.no_grad():
-        step = bias.uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        step = bias.uniform_(math.log(low), math.log(high)).exp()
         bias.copy_(step + (-torch.expm1(-step)).log())  # softplus turned round
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.softmax_scan import SoftmaxSum, softmax_scan
 
 
@@ -27,6 +28,13 @@ class AarenConfig(MixerConfig):
     name: ClassVar[str] = "aaren"
     equation: ClassVar[str] = "y = sum_j softmax_j(q.k_j / sqrt(K)) v_j, q learned"
     source: ClassVar[str] = "Feng et al. 2024, arXiv:2405.13956"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="softmax attention",
+        transition="scalar",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("softmax_scan",),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""

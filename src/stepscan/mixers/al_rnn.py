@@ -19,6 +19,7 @@ from torch import nn
 from stepscan.layers.normalized_matrix import normalized_positive_definite
 from stepscan.mixers.base import MixerConfig
 from stepscan.mixers.recurrent import Recurrent, inner_width
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.dynamics_cells import AlmostLinear
 
 
@@ -29,6 +30,13 @@ class ALRNNConfig(MixerConfig):
     name: ClassVar[str] = "al_rnn"
     equation: ClassVar[str] = "z = A z + W phi(z) + h + C x_t;  phi = relu for P units"
     source: ClassVar[str] = "Brenner et al. 2024, arXiv:2410.14240"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="nonlinear RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("cell_scan",),
+    )
 
     expansion: float = 1.0
     """Width E of the latent state, as a multiple of the model width."""

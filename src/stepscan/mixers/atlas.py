@@ -29,6 +29,7 @@ from stepscan.layers.memory import LearnedMemory, MemoryInputs
 from stepscan.layers.polynomial import Polynomial
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.memory_network import Rule
 from stepscan.ops.test_time_scan import MemoryState
 
@@ -42,6 +43,13 @@ class AtlasConfig(MixerConfig):
         "S = m_t S + sum_i w_i grad |f(p(k_i)) - v_i|^2;  W = a_t W - r_t NS(S)"
     )
     source: ClassVar[str] = "Behrouz et al. 2025, arXiv:2505.23735"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="test-time memory",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="[0, 1]",
+        ops=("test_time_scan", "short_conv"),
+    )
 
     heads: int = 2
     """Number of heads H; must divide the width."""

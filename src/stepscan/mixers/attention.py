@@ -5,8 +5,9 @@
 
 Transformer (arXiv:1706.03762) with rotary positions (arXiv:2104.09864) and, as options, fewer
 key-value heads (arXiv:2305.13245), a sliding window (arXiv:2310.06825) and RMS-normed queries and
-keys (as in Qwen3, arXiv:2505.09388; before the rotation). No biases. Initial values as in the
-first Transformer's code: Xavier uniform, each map for itself.
+keys (as in Qwen3, arXiv:2505.09388; before the rotation). Biases are optional, and so is a gate,
+y = W_o (sigmoid(W_g x_t) * ...), one per channel of each head (arXiv:2505.06708). Initial values as
+in the first Transformer's code: Xavier uniform, each map for itself.
 State: keys (rotated already) and values of the visible past, 2 x B x S x G x K floats; S grows with
 every token, to window - 1 at most.   Cost: O(T S H K).
 """
@@ -20,8 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stepscan.layers.projection import Linear
-from stepscan.layers.rotary import rotate
+from stepscan.layers.rotary import Stretch, rotate
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.attention import AttentionState, attention
 from stepscan.ops.positions import positions
 
@@ -33,9 +35,15 @@ class AttentionConfig(MixerConfig):
     name: ClassVar[str] = "attention"
     equation: ClassVar[str] = "y = sum_j softmax_j(q_t^T k_j / sqrt(K)) v_j"
     source: ClassVar[str] = "Vaswani et al. 2017, arXiv:1706.03762"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="softmax attention",
+        ops=("attention",),
+    )
 
     heads: int = 4
-    """Number of query heads H; must divide the model width."""
+    """Number of query heads H; must divide the model width, unless `head_size` is given."""
+    head_size: int | None = None
+    """Channels K of a head. None: width / heads."""
     key_value_heads: int | None = None
     """Number of key and value heads G; must divide `heads`. None: as many."""
     window: int | None = None
@@ -44,43 +52,78 @@ class AttentionConfig(MixerConfig):
     """Rotate queries and keys to their positions."""
     rotary_base: float = 10000.0
     """Base of the rotations: the slowest takes about 2 pi * base tokens for a turn."""
+    rotary_part: float = 1.0
+    """The part of each head's channels that is rotated."""
+    rotary_stretch: tuple[float, ...] | None = None
+    """Slow the slow rotations for long texts, as Llama 3.1 does: (factor, low, high, original
+    length), see `layers/rotary.py`. None: not."""
     qk_norm: bool = False
     """RMS-norm queries and keys, per head."""
+    qk_norm_whole: bool = False
+    """Norm all heads of the queries at once, and of the keys, as in OLMo 2; with `qk_norm`."""
+    norm_eps: float | None = None
+    """Added to their mean square; None: the machine's."""
+    qkv_bias: bool = False
+    """Add biases to queries, keys and values."""
+    out_bias: bool = False
+    """Add a bias to the output."""
+    output_gate: bool = False
+    """Gate what the heads read, by the input, before the output map."""
 
     def build(self, width: int) -> "Attention":
         """Build the module for a model of this width."""
         groups = self.heads if self.key_value_heads is None else self.key_value_heads
-        if self.heads < 1 or width % self.heads:
+        if self.heads < 1 or (self.head_size is None and width % self.heads):
             raise ValueError(f"attention: heads={self.heads} must divide width={width}")
+        size = width // self.heads if self.head_size is None else self.head_size
+        if size < 1:
+            raise ValueError(f"attention: want head_size at least 1 or None, got {size}")
         if groups < 1 or self.heads % groups:
             raise ValueError(f"attention: key_value_heads={groups} must divide heads={self.heads}")
-        if self.rotary and width // self.heads % 2:
-            size = width // self.heads
-            raise ValueError(f"attention: rotary wants an even head size, width / heads is {size}")
+        turned = round(size * self.rotary_part)
+        if self.rotary and (not 0 < turned <= size or turned % 2):
+            raise ValueError(
+                f"attention: rotary wants an even head size, width / heads is {size}, of which "
+                f"rotary_part={self.rotary_part} turns {turned}"
+            )
+        _check_stretch(self.rotary_stretch)
+        if self.qk_norm_whole and not self.qk_norm:
+            raise ValueError("attention: qk_norm_whole wants qk_norm; set it too")
         if self.window is not None and self.window < 2:
             raise ValueError(f"attention: want window at least 2 or None, got {self.window}")
-        return Attention(self, width, groups)
+        return Attention(self, width, size, groups)
 
 
 class Attention(Mixer[AttentionState]):
     """See the module docstring."""
 
-    def __init__(self, config: AttentionConfig, width: int, groups: int) -> None:
+    def __init__(self, config: AttentionConfig, width: int, size: int, groups: int) -> None:
         super().__init__()
         self.config = config
-        self.head_size = width // config.heads
+        self.head_size = size
         self.groups = groups
-        self.sizes = (width, groups * self.head_size, groups * self.head_size)
-        self.qkv = Linear(width, sum(self.sizes), bias=False)
-        self.q_norm = nn.RMSNorm(self.head_size) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(self.head_size) if config.qk_norm else None
-        self.out = Linear(width, width, bias=False)
+        self.turned = round(size * config.rotary_part)
+        self.stretch = Stretch(*config.rotary_stretch) if config.rotary_stretch else None
+        self.sizes = (config.heads * size, groups * size, groups * size)
+        self.qkv = Linear(width, sum(self.sizes), bias=config.qkv_bias)
+        normed = self.sizes[:2] if config.qk_norm_whole else (size, size)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(n, eps=config.norm_eps) if config.qk_norm else None for n in normed
+        )
+        gate = Linear(width, self.sizes[0], bias=config.qkv_bias) if config.output_gate else None
+        self.gate = gate
+        self.out = Linear(self.sizes[0], width, bias=config.out_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Fresh initial values."""
         for weight in (*self.qkv.weight.split(self.sizes), self.out.weight):
             nn.init.xavier_uniform_(weight)
+        if self.gate is not None:
+            nn.init.xavier_uniform_(self.gate.weight)
+        for layer in (self.qkv, self.gate, self.out):
+            if layer is not None and layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         for norm in (self.q_norm, self.k_norm):
             if norm is not None:
                 norm.reset_parameters()
@@ -104,19 +147,33 @@ class Attention(Mixer[AttentionState]):
         resets: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], AttentionState]:
         """Mix along T."""
-        q, k, v = (
-            rearrange(part, "b t (h k) -> b t h k", k=self.head_size)
-            for part in self.qkv(x).split(self.sizes, -1)
-        )
-        if self.q_norm is not None and self.k_norm is not None:
+        q, k, v = self.qkv(x).split(self.sizes, -1)
+        if self.q_norm is not None and self.k_norm is not None and self.config.qk_norm_whole:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (rearrange(y, "b t (h k) -> b t h k", k=self.head_size) for y in (q, k, v))
+        if self.q_norm is not None and self.k_norm is not None and not self.config.qk_norm_whole:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.config.rotary:
             place = _positions(x, state, resets)
-            both = rotate(torch.cat([q, k], 2), place, self.config.rotary_base)
+            base, both = self.config.rotary_base, torch.cat([q, k], 2)
+            both = rotate(both, place, base, size=self.turned, stretch=self.stretch)
             q, k = both.split((self.config.heads, self.groups), 2)
         q = q * self.head_size**-0.5
         y, state = attention(q, k, v, window=self.config.window, state=state, resets=resets)
-        return self.out(rearrange(y, "b t h k -> b t (h k)")), state
+        y = rearrange(y, "b t h k -> b t (h k)")
+        if self.gate is not None:
+            y = torch.sigmoid(self.gate(x)) * y
+        return self.out(y), state
+
+
+def _check_stretch(stretch: tuple[float, ...] | None) -> None:
+    if stretch is None:
+        return
+    if len(stretch) != 4 or min(stretch) <= 0 or stretch[1] >= stretch[2]:
+        raise ValueError(
+            "attention: want rotary_stretch (factor, low, high, original length), all above 0 and "
+            f"low < high, got {stretch}"
+        )
 
 
 def _positions(x: Tensor, state: AttentionState | None, resets: Tensor | None) -> Tensor:

@@ -27,6 +27,7 @@ from stepscan.layers.linear_reads import prefix_read
 from stepscan.layers.projection import Linear
 from stepscan.layers.taylor import TaylorFeatures
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.arguments import as_resets
 from stepscan.ops.linear_attention import linear_attention
 from stepscan.ops.positions import positions
@@ -39,6 +40,13 @@ class BasedConfig(MixerConfig):
     name: ClassVar[str] = "based"
     equation: ClassVar[str] = "S = S + f(k_t) v_t^T;  n = n + f(k_t);  y = S^T f(q_t) / n.f(q_t)"
     source: ClassVar[str] = "Arora et al. 2024, arXiv:2402.18668"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="linear attention",
+        transition="scalar",
+        gate="fixed",
+        eigenvalues="1",
+        ops=("linear_attention",),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""

@@ -1,6 +1,6 @@
-"""Bidirectional gated linear attention (ViG, arXiv:2405.18425), its mixing along a sequence.
+"""Bidirectional gated linear attention (ViG, arXiv:2405.18425), of a sequence or of images.
 
-    u = silu(conv(x))                                          a window of 3 around each token
+    u = silu(conv(x))                                  a window of 3, or 3 x 3, around each token
     alpha_t, beta_t = sigmoid(W2 W1 u_t + b)^(1/16)            a decay per direction
     S_t = diag(alpha_t) S_{t-1} + k_t v_t^T
     R_t = diag(beta_t)  R_{t+1} + k_t v_t^T                    q, k, v linear in u, for both
@@ -8,8 +8,9 @@
     y_t = W_o (g_t RMSNorm((S_t + R_t)^T q_t / (2 sqrt(K))) + (1 - g_t) RMSNorm(u_t))
 
 Both directions run as one scan. As published: half the width for keys, gated local injection of u,
-initial values. Deviation: the window of ViG lies in the plane of the image, here it lies along T.
-Not causal: a stretch sees the past through the state, but not the stretch after.
+initial values. With `columns` the tokens are patches of images, row after row (`layers/grid.py`):
+the window lies in the plane, as published, and no state goes on from an image. Without, it lies
+along T. Not causal: a stretch sees the past through the state, but not the stretch after.
 State: B x H x K x V floats and one input of the window, constant in T.
 Cost: O(T K V) per head and direction.
 """
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepscan.layers.bidirectional import CentredConv, both_ways
+from stepscan.layers.grid import GridConv, as_grid, check_grid, from_grid
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.linear_attention import linear_attention
 
 
@@ -36,6 +39,13 @@ class BiGLAConfig(MixerConfig):
     name: ClassVar[str] = "bi_gla"
     equation: ClassVar[str] = "S = diag(a_t) S + k_t v_t^T, R from the right;  y = (S + R)^T q_t"
     source: ClassVar[str] = "Liao et al. 2024, arXiv:2405.18425"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="linear attention",
+        transition="diagonal",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("linear_attention", "short_conv"),
+    )
 
     heads: int = 2
     """Number of heads H; must divide the width and the key width."""
@@ -46,11 +56,16 @@ class BiGLAConfig(MixerConfig):
     decay_power: float = 16.0
     """alpha = sigmoid(logit)^(1 / decay_power): the higher, the longer the memory."""
     window: int = 3
-    """Tokens around each token that the convolution sees; odd."""
+    """Tokens around each token that the convolution sees; odd. In a grid in both directions."""
+    rows: int | None = None
+    """Rows of a grid; None: one grid per stretch."""
+    columns: int | None = None
+    """Columns of a grid; None: a sequence."""
 
     def build(self, width: int) -> "BiGLA":
         """Build the module for a model of this width."""
         keys = round(width * self.key_ratio)
+        check_grid("bi_gla", self.rows, self.columns)
         if self.heads < 1 or width % self.heads or keys % self.heads or not keys:
             raise ValueError(
                 f"bi_gla: heads={self.heads} must divide width={width} and keys={keys}"
@@ -85,7 +100,8 @@ class BiGLA(Mixer[BiGLAState]):
         super().__init__()
         self.config = config
         self.sizes = (keys, keys, width)
-        self.conv = CentredConv(width, config.window, bias=False)
+        conv = CentredConv if config.columns is None else GridConv
+        self.conv = conv(width, config.window, bias=False)
         self.qkv = Linear(width, sum(self.sizes), bias=False)
         self.decay = nn.Sequential(
             Linear(width, config.decay_rank, bias=False), Linear(config.decay_rank, 2 * keys)
@@ -106,8 +122,10 @@ class BiGLA(Mixer[BiGLAState]):
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> BiGLAState:
         """Empty memory, no inputs yet."""
-        window = self.conv.init_state(batch, device=device, dtype=dtype)
-        heads = self.config.heads
+        weight, heads = self.out.weight, self.config.heads
+        dtype = torch.promote_types(dtype or weight.dtype, torch.float32)
+        past = self.config.window // 2, len(weight)
+        window = torch.zeros(batch, *past, device=device or weight.device, dtype=dtype)
         shape = batch, heads, self.sizes[0] // heads, self.sizes[2] // heads
         return BiGLAState(window.new_zeros(shape), window)
 
@@ -118,6 +136,11 @@ class BiGLA(Mixer[BiGLAState]):
         resets: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], BiGLAState]:
         """Mix along T, both ways."""
+        if self.config.columns is not None:
+            grids = as_grid(x, self.config.rows, self.config.columns).flatten(1, 2)
+            values, selection, local, _ = self.select(grids)
+            y = self.finish(self.mix(values, selection)[0], local)
+            return y.view_as(x), self.init_state(len(x), device=x.device)
         memory, window = (None, None) if state is None else state
         values, selection, local, window = self.select(x, window, resets)
         y, memory = self.mix(values, selection, memory, resets)
@@ -130,7 +153,12 @@ class BiGLA(Mixer[BiGLAState]):
         resets: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T H V"], Selection, Float[Tensor, "B T D"], Tensor]:
         """Values, what mixes them, the local features, and the window's inputs."""
-        local, window = self.conv(x, window, resets)
+        if isinstance(self.conv, GridConv):
+            assert self.config.columns is not None
+            nodes = as_grid(x, self.config.rows, self.config.columns)
+            local, window = from_grid(self.conv(nodes), len(x)), x.new_zeros(0)
+        else:
+            local, window = self.conv(x, window, resets)
         local = F.silu(local)
         q, k, v = map(self._heads, self.qkv(local).split(self.sizes, -1))
         decays = F.logsigmoid(self.decay(local)) / self.config.decay_power

@@ -26,6 +26,7 @@ from stepscan.layers.bidirectional import both_ways
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer
 from stepscan.mixers.mamba import Mamba, MambaConfig, MambaState
+from stepscan.mixers.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,13 @@ class BiMambaConfig(MambaConfig):
     name: ClassVar[str] = "bi_mamba"
     equation: ClassVar[str] = "y = g_t Mamba(x) + (1 - g_t) flip(Mamba(flip(x)))"
     source: ClassVar[str] = "Liu et al. 2024, arXiv:2408.11451"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="state space",
+        transition="diagonal",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("selective_scan", "short_conv"),
+    )
 
     keep: int = 5
     """Tokens r at the end that are not flipped; 0 flips all."""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from stepscan.layers.convolution import ShortConv
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,10 @@ class CausalConvConfig(MixerConfig):
     name: ClassVar[str] = "causal_conv"
     equation: ClassVar[str] = "y = W_o (silu(W_g x_t) * sum_j w_j * (W_v x_{t-j}))"
     source: ClassVar[str] = "Dauphin et al. 2016, arXiv:1612.08083"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="convolution",
+        ops=("short_conv",),
+    )
 
     window: int = 16
     """How many tokens a filter sees, the current one included."""

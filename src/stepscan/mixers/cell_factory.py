@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.mixers.recurrent import Recurrent
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.composed_cells import GATES, Composed, parts
 
@@ -34,6 +35,13 @@ class CellFactoryConfig(MixerConfig):
     name: ClassVar[str] = "cell_factory"
     equation: ClassVar[str] = "h = gate(h, tanh(W attend(x)_t + R h))"
     source: ClassVar[str] = "Heidenreich et al. 2024, arXiv:2410.02654"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="nonlinear RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("cell_scan",),
+    )
 
     gate: str = "coupled"
     """How the new meets the old: none, additive, rate, coupled or separate."""

@@ -25,6 +25,7 @@ from stepscan.layers.decay_gate import DecayGate
 from stepscan.layers.delta_inputs import DeltaInputs
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.dplr import dplr
 
 
@@ -35,6 +36,13 @@ class CombaConfig(MixerConfig):
     name: ClassVar[str] = "comba"
     equation: ClassVar[str] = "S = a_t S + b_t k_t (v_t - b S^T k_t)^T;  y = S^T (q_t - d b k_t)"
     source: ClassVar[str] = "Hu et al. 2025, arXiv:2506.02475"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="delta rule",
+        transition="householder",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("dplr", "short_conv"),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the widths of keys and values."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stepscan.layers.delta_inputs import DeltaInputs
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.delta_rule import delta_rule
 
 
@@ -31,6 +32,13 @@ class DeltaNetConfig(MixerConfig):
     name: ClassVar[str] = "delta_net"
     equation: ClassVar[str] = "S = S + b_t k_t (v_t - S^T k_t)^T;  y = S^T q_t"
     source: ClassVar[str] = "Yang et al. 2024, arXiv:2406.06484"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="delta rule",
+        transition="householder",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("delta_rule", "short_conv"),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""

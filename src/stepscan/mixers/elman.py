@@ -15,6 +15,7 @@ from torch import nn
 from stepscan.layers.gate_weights import GateWeights, copy_torch_weights
 from stepscan.mixers.base import MixerConfig
 from stepscan.mixers.recurrent import Recurrent, inner_width
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops import cells
 
 
@@ -25,6 +26,13 @@ class ElmanConfig(MixerConfig):
     name: ClassVar[str] = "elman"
     equation: ClassVar[str] = "h = tanh(W x_t + R h + b)"
     source: ClassVar[str] = "Elman 1990, doi:10.1207/s15516709cog1402_1"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="nonlinear RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("cell_scan",),
+    )
 
     expansion: float = 1.0
     """Width E of the hidden state, as a multiple of the model width."""

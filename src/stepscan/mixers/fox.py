@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.forgetting_attention import ForgettingState, forgetting_attention
 
 
@@ -30,6 +31,11 @@ class FoXConfig(MixerConfig):
     name: ClassVar[str] = "fox"
     equation: ClassVar[str] = "y = sum_j softmax_j(q_t^T k_j / sqrt(K) + sum_(j<m<=t) log f_m) v_j"
     source: ClassVar[str] = "Lin et al. 2025, arXiv:2503.02130"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="softmax attention",
+        gate="input",
+        ops=("forgetting_attention",),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""

@@ -6,7 +6,8 @@
 
 q, k and v come through a causal window of 4 with SiLU, q and k have unit length, beta is a sigmoid:
 `layers/delta_inputs.py`, where the options are: `eig_range`, `n_householder` (with (-1, 1) and 2 or
-more this is Gated DeltaProduct, arXiv:2502.10297), `step_size` ("kaczmarz": KLA).
+more this is Gated DeltaProduct, arXiv:2502.10297), `step_size` ("kaczmarz": KLA), `key_heads`
+(Qwen3-Next has fewer of them than value heads).
 As published: 3/4 of the width for keys, 3/2 of it for values, mamba's decay
 (`layers/decay_gate.py`). Heads divide the width instead of having a fixed size of 256.
 State: B x H x K x V floats and the window's last inputs, constant in T.
@@ -25,6 +26,7 @@ from stepscan.layers.decay_gate import DecayGate
 from stepscan.layers.delta_inputs import DeltaInputs
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.delta_rule import delta_rule
 
 
@@ -35,9 +37,18 @@ class GatedDeltaNetConfig(MixerConfig):
     name: ClassVar[str] = "gated_delta_net"
     equation: ClassVar[str] = "S = a_t S;  S = S + b_t k_t (v_t - S^T k_t)^T;  y = S^T q_t"
     source: ClassVar[str] = "Yang et al. 2024, arXiv:2412.06464"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="delta rule",
+        transition="householder",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("delta_rule", "short_conv"),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the widths of keys and values."""
+    key_heads: int | None = None
+    """Number of query and key heads; must divide `heads`, and the keys in its place. None: H."""
     key_ratio: float = 0.75
     """Width of all keys together, as a multiple of the model width."""
     value_ratio: float = 1.5
@@ -50,6 +61,8 @@ class GatedDeltaNetConfig(MixerConfig):
     """Writes per token, each with a key, a value and a strength of its own (DeltaProduct)."""
     step_size: str = "learned"
     """"learned": unit keys; "kaczmarz": keys of any length, the step over their square (KLA)."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in the norm of what a head reads."""
 
     def build(self, width: int) -> "GatedDeltaNet":
         """Build the module for a model of this width."""
@@ -81,10 +94,11 @@ class GatedDeltaNet(Mixer[GatedDeltaNetState]):
             eig_range=config.eig_range,
             n_householder=config.n_householder,
             step_size=config.step_size,
+            key_heads=config.key_heads,
         )
-        self.memory = config.heads, keys // config.heads, values // config.heads
+        self.memory = config.heads, keys // self.inputs.key_heads, values // config.heads
         self.decay = DecayGate(width, config.heads)
-        self.norm = nn.RMSNorm(values // config.heads, eps=1e-5)
+        self.norm = nn.RMSNorm(values // config.heads, eps=config.norm_eps)
         self.gate = Linear(width, values, bias=False)
         self.out = Linear(values, width, bias=False)
 

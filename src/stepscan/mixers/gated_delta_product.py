@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from stepscan.mixers.gated_delta_net import GatedDeltaNetConfig
+from stepscan.mixers.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,13 @@ class GatedDeltaProductConfig(GatedDeltaNetConfig):
     name: ClassVar[str] = "gated_delta_product"
     equation: ClassVar[str] = "S = a_t S;  n times S = S + b k (v - S^T k)^T;  y = S^T q_t"
     source: ClassVar[str] = "Siems et al. 2025, arXiv:2502.10297"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="delta rule",
+        transition="householder",
+        gate="input",
+        eigenvalues="disc",
+        ops=("delta_rule", "short_conv"),
+    )
 
     eig_range: tuple[float, float] = (-1.0, 1.0)
     """By what a write may multiply what was there; (-1, 1) lets a memory track states."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stepscan.layers.gate_weights import GateWeights, copy_torch_weights
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops import cells
 
 
@@ -31,6 +32,13 @@ class GRUConfig(MixerConfig):
     name: ClassVar[str] = "gru"
     equation: ClassVar[str] = "h = (1 - z) n + z h;  n = tanh(W x_t + r R h);  r, z of x_t and h"
     source: ClassVar[str] = "Cho et al. 2014, arXiv:1406.1078"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="gated RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("cell_scan",),
+    )
 
     expansion: float = 1.0
     """Width E of the hidden state, as a multiple of the model width."""

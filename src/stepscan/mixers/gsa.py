@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.slot_attention import SlotState, slot_attention
 
 
@@ -31,6 +32,13 @@ class GSAConfig(MixerConfig):
         "A = A diag(a_t) + k_t s_t^T;  C = diag(a_t) C + s_t v_t^T;  y = C^T softmax(A^T q_t)"
     )
     source: ClassVar[str] = "Zhang et al. 2024, arXiv:2409.07146"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="linear attention",
+        transition="diagonal",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("slot_attention",),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""

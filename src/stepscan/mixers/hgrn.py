@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from stepscan.layers.lower_bound import log_forget, lower_bound
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.linear_scan import linear_scan
 
 
@@ -32,6 +33,13 @@ class HGRNConfig(MixerConfig):
     name: ClassVar[str] = "hgrn"
     equation: ClassVar[str] = "h = a_t exp(i theta) h + (1 - a_t) c_t;  y = [Re h, Im h]"
     source: ClassVar[str] = "Qin et al. 2023, arXiv:2311.04823"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="gated RNN",
+        transition="diagonal",
+        gate="input",
+        eigenvalues="disc",
+        ops=("linear_scan",),
+    )
 
     rotation: bool = True
     """Complex hidden state that turns by an angle per channel; without it a real one."""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from stepscan.layers.lower_bound import log_forget, lower_bound
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.linear_attention import linear_attention
 
 
@@ -30,6 +31,13 @@ class HGRN2Config(MixerConfig):
     name: ClassVar[str] = "hgrn2"
     equation: ClassVar[str] = "S = diag(a_t) S + (1 - a_t) v_t^T;  y = S^T q_t"
     source: ClassVar[str] = "Qin et al. 2024, arXiv:2404.07904"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="linear attention",
+        transition="diagonal",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("linear_attention",),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width. Published: width / 128."""

@@ -28,6 +28,7 @@ from stepscan.layers.bidirectional import CentredConv, both_ways
 from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import fill_step_bias
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.linear_attention import linear_attention
 from stepscan.ops.shift import shift
@@ -42,6 +43,13 @@ class HydraConfig(MixerConfig):
     name: ClassVar[str] = "hydra"
     equation: ClassVar[str] = "y_t = SSM(x)_{t-1} + SSM'(x)_{t+1} + D_t x_t"
     source: ClassVar[str] = "Hwang et al. 2024, arXiv:2407.09941"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="state space",
+        transition="scalar",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("linear_attention", "short_conv"),
+    )
 
     expansion: float = 2.0
     """Inner width E, as a multiple of the model width."""

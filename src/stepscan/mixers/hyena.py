@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from stepscan.layers.convolution import ShortConv
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.long_conv import long_conv
 from stepscan.ops.projection import project
 
@@ -38,6 +39,10 @@ class HyenaConfig(MixerConfig):
     name: ClassVar[str] = "hyena"
     equation: ClassVar[str] = "y = W_o (p0 . (h * (p1 . p2)));  h = window . net(position), long"
     source: ClassVar[str] = "Poli et al. 2023, arXiv:2302.10866"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="convolution",
+        ops=("long_conv", "short_conv"),
+    )
 
     order: int = 2
     """N: one more than the long convolutions."""

@@ -23,6 +23,7 @@ from stepscan.layers.decay_gate import DecayGate
 from stepscan.layers.delta_inputs import DeltaInputs
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.delta_rule import delta_rule
 
 
@@ -33,6 +34,13 @@ class KDAConfig(MixerConfig):
     name: ClassVar[str] = "kda"
     equation: ClassVar[str] = "S = diag(a_t) S;  S = S + b_t k_t (v_t - S^T k_t)^T;  y = S^T q_t"
     source: ClassVar[str] = "Kimi Team 2025, arXiv:2510.26692"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="delta rule",
+        transition="householder",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("delta_rule", "short_conv"),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""

@@ -18,6 +18,7 @@ from torch import nn
 
 from stepscan.mixers.base import MixerConfig
 from stepscan.mixers.recurrent import Recurrent, inner_width
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.dynamics_cells import Leaky
 
 
@@ -28,6 +29,13 @@ class LeakyRNNConfig(MixerConfig):
     name: ClassVar[str] = "leaky_rnn"
     equation: ClassVar[str] = "h = a h + (1 - a) tanh(W x_t + R h + b);  a = exp(-1 / tau)"
     source: ClassVar[str] = "Quax et al. 2020, doi:10.1038/s41598-020-68169-x"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="nonlinear RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("cell_scan",),
+    )
 
     expansion: float = 1.0
     """Width E of the hidden state, as a multiple of the model width."""

@@ -5,8 +5,12 @@
     y_t = W_o (RMSNorm(S_t^T silu(W_q x_t) / sqrt(K)) * silu(W_2 W_1 x_t))   the norm over all heads
 
 So row d of S is the mean of all values so far, each weighed by e^{k_d}: an additive recurrence,
-which one scan in any order computes. As published, without the positions of the authors' later code
-(LRPE) and with the first token at full weight; the gate's rank is a head's size.
+which one scan in any order computes. With `causal=False` every token reads the S of the whole
+stretch, or of its segment; its order does not matter then. With `columns` the tokens are grids
+(`layers/grid.py`), and `positions` tells them apart: "lrpe" in queries and keys, "tpe" in what goes
+in, "both" as published, see `layers/grid_positions.py`. As published, with the first token at full
+weight; the gate's rank is a head's size. Causal, the positions of the authors' later code (LRPE)
+are left out.
 State: B x H x K x K floats and z, constant in T.   Cost: O(T K^2) per head.
 """
 
@@ -14,14 +18,21 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.layers.grid import as_grid, check_grid
+from stepscan.layers.grid_positions import MDToeplitz, md_lrpe
+from stepscan.layers.linear_reads import prefix_read
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
+from stepscan.names import lookup
 from stepscan.ops.linear_attention import linear_attention
 from stepscan.ops.semiring_scan import semiring_scan
+
+POSITIONS = {name: name for name in ("none", "lrpe", "tpe", "both")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +44,35 @@ class LightNetConfig(MixerConfig):
         "z' = log(e^z + e^k_t);  S = diag(e^(z - z')) S + e^(k_t - z') v_t^T;  y = S^T q_t"
     )
     source: ClassVar[str] = "Qin et al. 2024, arXiv:2405.21022"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="linear attention",
+        transition="diagonal",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("linear_attention", "semiring_scan"),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""
+    causal: bool = True
+    """False: every token reads all tokens."""
+    rows: int | None = None
+    """Rows of a grid; None: one grid per stretch."""
+    columns: int | None = None
+    """Columns of a grid, which is not causal; None: a sequence."""
+    positions: str = "none"
+    """In a grid: "none", "lrpe", "tpe" or "both"."""
 
     def build(self, width: int) -> "LightNet":
         """Build the module for a model of this width."""
         if self.heads < 1 or width % self.heads:
             raise ValueError(f"lightnet: heads={self.heads} must divide width={width}")
+        check_grid("lightnet", self.rows, self.columns)
+        lookup(POSITIONS, self.positions, kind="positions of lightnet")
+        if self.columns is not None and self.causal:
+            raise ValueError("lightnet: a grid is not causal; take causal=False with columns")
+        if self.columns is None and self.positions != "none":
+            raise ValueError(f"lightnet: positions={self.positions!r} want a grid; give columns")
         return LightNet(self, width)
 
 
@@ -58,7 +90,10 @@ class LightNet(Mixer[LightNetState]):
     def __init__(self, config: LightNetConfig, width: int) -> None:
         super().__init__()
         self.config = config
+        self.causal = config.causal
         head = width // config.heads
+        toeplitz = config.positions in ("tpe", "both")
+        self.toeplitz = MDToeplitz(width, config.heads) if toeplitz else None
         self.qkv = Linear(width, 3 * width, bias=False)
         self.norm = nn.RMSNorm(width, eps=1e-5)
         self.gate = nn.Sequential(Linear(width, head, bias=False), Linear(head, width, bias=False))
@@ -82,8 +117,15 @@ class LightNet(Mixer[LightNetState]):
         state: LightNetState | None = None,
         resets: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], LightNetState]:
-        """Mix along T."""
-        memory, log_sum = self.init_state(len(x)) if state is None else state
+        """Mix along T, or in the grids of T."""
+        if self.config.columns is not None:
+            nodes = as_grid(x, self.config.rows, self.config.columns)
+            nodes = nodes if self.toeplitz is None else self.toeplitz(nodes)
+            y, _ = self._everywhere(nodes.flatten(1, 2), self.init_state(len(nodes)), None)
+            return y.view_as(x), self.init_state(len(x), device=x.device)
+        memory, log_sum = state = self.init_state(len(x)) if state is None else state
+        if not self.causal:
+            return self._everywhere(x, state, resets)
         q, k, v = self.qkv(x).chunk(3, -1)
         k = k.to(torch.promote_types(k.dtype, log_sum.dtype))
         z, last = semiring_scan(
@@ -101,5 +143,47 @@ class LightNet(Mixer[LightNetState]):
         y, memory = linear_attention(
             q * q.shape[-1] ** -0.5, k, v, log_decay=g, state=memory, resets=resets
         )
-        y = self.norm(y.flatten(2)) * F.silu(self.gate(x))
-        return self.out(y), LightNetState(memory, last)
+        return self._finish(y, x), LightNetState(memory, last)
+
+    def _everywhere(
+        self, x: Float[Tensor, "B T D"], state: LightNetState, resets: Bool[Tensor, "B T"] | None
+    ) -> tuple[Float[Tensor, "B T D"], LightNetState]:
+        """All tokens of a segment read its whole memory: a sum, in any order."""
+        memory, log_sum = state
+        q, k, v = self.qkv(x).chunk(3, -1)
+        k = k.to(torch.promote_types(k.dtype, log_sum.dtype))
+        if resets is None:
+            last = torch.cat([log_sum[:, None].to(k.dtype), k], 1).logsumexp(1)
+            z = last[:, None]
+            held = (log_sum - last).exp()
+        else:
+            z, last = semiring_scan(
+                torch.zeros_like(k), k, "logsumexp_plus", state=log_sum, resets=resets
+            )
+            z = z.gather(1, _ends(resets)[..., None].expand_as(z))  # of whole segments
+            held = (log_sum - z[:, 0]).masked_fill(resets[:, :1], -torch.inf).exp()
+        q, k, v = (p.unflatten(-1, (self.config.heads, -1)) for p in (F.silu(q), (k - z).exp(), v))
+        q, memory = q * q.shape[-1] ** -0.5, memory * held.view(*memory.shape[:3], 1)
+        if self.config.positions in ("lrpe", "both"):
+            assert self.config.columns is not None
+            nodes = (-1, self.config.columns)
+            q, k = (md_lrpe(p.unflatten(1, nodes)).flatten(1, 2) for p in (q, k))
+        if resets is None:
+            memory = memory + torch.einsum("bthk,bthv->bhkv", k, v.to(k.dtype))
+            y = torch.einsum("bthk,bhkv->bthv", q, memory.to(q.dtype))
+        else:
+            given = {"prefix_k": k, "prefix_v": v, "inside": torch.ones_like(resets)}
+            y, memory = prefix_read(q, torch.zeros_like(k), v, **given, state=memory, resets=resets)
+        return self._finish(y, x), LightNetState(memory, last)
+
+    def _finish(self, y: Float[Tensor, "B T H K"], x: Float[Tensor, "B T D"]) -> Tensor:
+        """Norm, gate and output map, each token on its own."""
+        return self.out(self.norm(y.flatten(2)) * F.silu(self.gate(x)))
+
+
+def _ends(resets: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """The last token of the segment of each."""
+    T = resets.shape[1]
+    place = torch.arange(T, device=resets.device).expand_as(resets)
+    closes = F.pad(resets[:, 1:], (0, 1), value=True)
+    return place.masked_fill(~closes, T).flip(1).cummin(1).values.flip(1)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.linear_attention import linear_attention
 
 
@@ -28,6 +29,13 @@ class LinearAttentionConfig(MixerConfig):
     name: ClassVar[str] = "linear_attention"
     equation: ClassVar[str] = "S = S + f(k_t) v_t^T;  n = n + f(k_t);  y = S^T f(q_t) / n.f(q_t)"
     source: ClassVar[str] = "Katharopoulos et al. 2020, arXiv:2006.16236"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="linear attention",
+        transition="scalar",
+        gate="fixed",
+        eigenvalues="1",
+        ops=("linear_attention",),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""

@@ -24,6 +24,7 @@ from stepscan.layers.convolution import ShortConv
 from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import fill_step_bias
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.log_linear_attention import LogLinearState, log_linear_attention
 
 
@@ -36,6 +37,13 @@ class LogLinearConfig(MixerConfig):
         "S^l = exp(dt_t A) S^l + dt_t B_t x_t^T, per block l;  y = sum_l c_t[l] S^l^T C_t + D x_t"
     )
     source: ClassVar[str] = "Guo et al. 2025, arXiv:2506.04761"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="linear attention",
+        transition="scalar",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("log_linear_attention", "short_conv"),
+    )
 
     expansion: float = 2.0
     """Inner width E, as a multiple of the model width."""

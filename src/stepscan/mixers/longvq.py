@@ -29,6 +29,7 @@ from stepscan.layers.delta_inputs import unit
 from stepscan.layers.moving_average import MovingAverage
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.linear_attention import linear_attention
 from stepscan.ops.quantize import closeness, moved_codes
 
@@ -40,6 +41,13 @@ class LongVQConfig(MixerConfig):
     name: ClassVar[str] = "longvq"
     equation: ClassVar[str] = "y = sum_j softmax_j(q_t^T code(k_j)) v_j,  q, k, v of EMA(x)"
     source: ClassVar[str] = "Liu et al. 2024, arXiv:2404.11163"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="hybrid",
+        transition="scalar",
+        gate="fixed",
+        eigenvalues="1",
+        ops=("linear_attention", "linear_scan"),
+    )
 
     codes: int = 64
     """Codes C per head."""

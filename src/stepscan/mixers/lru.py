@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.linear_scan import linear_scan
 from stepscan.ops.projection import project
 
@@ -30,6 +31,13 @@ class LRUConfig(MixerConfig):
     name: ClassVar[str] = "lru"
     equation: ClassVar[str] = "h = lambda h + gamma B x_t;  y = Re(C h) + D x_t;  lambda complex"
     source: ClassVar[str] = "Orvieto et al. 2023, arXiv:2303.06349"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="state space",
+        transition="diagonal",
+        gate="fixed",
+        eigenvalues="disc",
+        ops=("linear_scan",),
+    )
 
     expansion: float = 1.0
     """Number of complex states N, as a multiple of the model width."""

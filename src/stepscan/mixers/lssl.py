@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import check_steps, fill_log_step
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.discretize import METHODS, discretize
 from stepscan.ops.hippo import MEASURES, hippo
@@ -34,6 +35,13 @@ class LSSLConfig(MixerConfig):
     name: ClassVar[str] = "lssl"
     equation: ClassVar[str] = "(1 - dt A/2) h = (1 + dt A/2) h + dt B x_t;  y = C h + D x_t"
     source: ClassVar[str] = "Gu et al. 2021, arXiv:2110.13985"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="state space",
+        transition="dense",
+        gate="fixed",
+        eigenvalues="disc",
+        ops=("state_space",),
+    )
 
     state_size: int = 64
     """Numbers N in the state of each channel."""

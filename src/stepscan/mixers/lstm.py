@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from stepscan.layers.gate_weights import GateWeights, copy_torch_weights
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops import cells
 
 
@@ -30,6 +31,13 @@ class LSTMConfig(MixerConfig):
     name: ClassVar[str] = "lstm"
     equation: ClassVar[str] = "c = f c + i tanh(g);  h = o tanh(c);  i, f, o, g of x_t and h"
     source: ClassVar[str] = "Hochreiter & Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="gated RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("cell_scan",),
+    )
 
     expansion: float = 1.0
     """Width E of the hidden state, as a multiple of the model width."""

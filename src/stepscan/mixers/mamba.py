@@ -4,7 +4,8 @@
     h_t = exp(dt_t A) * h_{t-1} + dt_t B_t x_t      dt_t = softplus(W_dt d_t + b),  A = -exp(A_log)
     y_t = W_out ((h_t C_t + D x_t) * silu(z_t))
 
-As published, with its initial values: A_n = -n, D = 1, dt log-uniform in (1e-3, 1e-1).
+As published, with its initial values: A_n = -n, D = 1, dt log-uniform in (1e-3, 1e-1). Options are
+biases of the maps, and d, B and C divided by their root mean square (Falcon Mamba, arXiv:2410.05355).
 State: B x E x N floats and the window's last inputs, constant in T.   Cost: O(T E N).
 """
 
@@ -15,11 +16,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stepscan.layers.convolution import ShortConv
 from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import fill_step_bias
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.selective_scan import selective_scan
 
 
@@ -30,6 +33,13 @@ class MambaConfig(MixerConfig):
     name: ClassVar[str] = "mamba"
     equation: ClassVar[str] = "h = exp(dt_t A) h + dt_t B_t x_t;  y = C_t h + D x_t"
     source: ClassVar[str] = "Gu and Dao 2023, arXiv:2312.00752"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="state space",
+        transition="diagonal",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("selective_scan", "short_conv"),
+    )
 
     expansion: float = 2.0
     """Inner width E, as a multiple of the model width."""
@@ -39,6 +49,12 @@ class MambaConfig(MixerConfig):
     """Tokens seen by the convolution."""
     step_rank: int | None = None
     """Rank of the map to the step sizes; None: a sixteenth of the width, rounded up."""
+    bias: bool = False
+    """Add biases to the maps in and out."""
+    conv_bias: bool = True
+    """Add a bias to the convolution."""
+    selection_norm: float | None = None
+    """RMS-norm d, B and C, without weights and with this added to the mean square; None: not."""
 
     def build(self, width: int) -> "Mamba":
         """Build the module for a model of this width."""
@@ -68,14 +84,14 @@ class Mamba(Mixer[MambaState]):
         super().__init__()
         self.config = config
         self.sizes = (rank, config.states, config.states)
-        self.inputs = Linear(width, 2 * inner, bias=False)
-        self.conv = ShortConv(inner, config.window)
+        self.inputs = Linear(width, 2 * inner, bias=config.bias)
+        self.conv = ShortConv(inner, config.window, bias=config.conv_bias)
         self.selection = Linear(inner, sum(self.sizes), bias=False)
         self.step = Linear(rank, inner, bias=False)
         self.step_bias = nn.Parameter(torch.empty(inner))
         self.A_log = nn.Parameter(torch.empty(inner, config.states))
         self.D = nn.Parameter(torch.empty(inner))
-        self.out = Linear(inner, width, bias=False)
+        self.out = Linear(inner, width, bias=config.bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -105,6 +121,8 @@ class Mamba(Mixer[MambaState]):
         u, z = self.inputs(x).chunk(2, -1)
         u, window = self.conv(u, window, resets)
         step, B, C = self.selection(u).split(self.sizes, -1)
+        if (eps := self.config.selection_norm) is not None:
+            step, B, C = (F.rms_norm(part, part.shape[-1:], eps=eps) for part in (step, B, C))
         wide = torch.promote_types(x.dtype, torch.float32)
         A, D, step_bias = (w.to(wide) for w in (self.A_log, self.D, self.step_bias))
         weights = {"A": -A.exp(), "D": D, "dt_bias": step_bias}

@@ -9,6 +9,7 @@ values: A uniform in (-16, -1), D = 1, dt log-uniform in (1e-3, 1e-1).
 State: B x H x N x P floats and the window's last inputs, constant in T.   Cost: O(T N P) per head.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -21,6 +22,7 @@ from stepscan.layers.convolution import ShortConv
 from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import fill_step_bias
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.linear_attention import linear_attention
 
 
@@ -31,6 +33,13 @@ class Mamba2Config(MixerConfig):
     name: ClassVar[str] = "mamba2"
     equation: ClassVar[str] = "S = exp(dt_t A) S + dt_t B_t x_t^T;  y = S^T C_t + D x_t"
     source: ClassVar[str] = "Dao and Gu 2024, arXiv:2405.21060"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="state space",
+        transition="scalar",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("linear_attention", "short_conv"),
+    )
 
     expansion: float = 2.0
     """Inner width E, as a multiple of the model width."""
@@ -42,6 +51,16 @@ class Mamba2Config(MixerConfig):
     """Groups of heads that share B and C."""
     window: int = 4
     """Tokens seen by the convolution."""
+    bias: bool = False
+    """Add biases to the maps in and out."""
+    conv_bias: bool = True
+    """Add a bias to the convolution."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in the output norm."""
+    step_min: float = 0.0
+    """Steps dt are raised to this."""
+    step_max: float | None = None
+    """Steps dt are cut to this; None: not."""
 
     def build(self, width: int) -> "Mamba2":
         """Build the module for a model of this width."""
@@ -51,6 +70,10 @@ class Mamba2Config(MixerConfig):
             raise ValueError(
                 f"mamba2: want at least 1 of each, got heads={heads}, groups={self.groups}, "
                 f"states={self.states}, window={self.window}, inner width {inner}"
+            )
+        if not 0 <= self.step_min < (math.inf if self.step_max is None else self.step_max):
+            raise ValueError(
+                f"mamba2: want 0 <= step_min < step_max, got {self.step_min} and {self.step_max}"
             )
         if inner % heads or heads % self.groups:
             raise ValueError(
@@ -78,13 +101,13 @@ class Mamba2(Mixer[Mamba2State]):
         keys = config.groups * config.states
         self.sizes = (inner, inner + 2 * keys, heads)
         self.parts = (inner, keys, keys)
-        self.inputs = Linear(width, sum(self.sizes), bias=False)
-        self.conv = ShortConv(sum(self.parts), config.window)
+        self.inputs = Linear(width, sum(self.sizes), bias=config.bias)
+        self.conv = ShortConv(sum(self.parts), config.window, bias=config.conv_bias)
         self.step_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads))
         self.norm = nn.Parameter(torch.empty(inner))
-        self.out = Linear(inner, width, bias=False)
+        self.out = Linear(inner, width, bias=config.bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -120,9 +143,13 @@ class Mamba2(Mixer[Mamba2State]):
         wide = torch.promote_types(x.dtype, torch.float32)
         A_log, D, bias = (w.to(wide) for w in (self.A_log, self.D, self.step_bias))
         dt = F.softplus(step.to(wide) + bias)
+        if self.config.step_min > 0 or self.config.step_max is not None:
+            dt = dt.clamp(self.config.step_min, self.config.step_max)
         y, memory = linear_attention(
             C, B, u * dt[..., None], log_decay=-A_log.exp() * dt, state=memory, resets=resets
         )
         y = (y + u * D[:, None]).flatten(2) * F.silu(z)
-        y = F.rms_norm(y.unflatten(2, (groups, -1)), (y.shape[2] // groups,), eps=1e-5)
+        y = F.rms_norm(
+            y.unflatten(2, (groups, -1)), (y.shape[2] // groups,), eps=self.config.norm_eps
+        )
         return self.out(y.flatten(2).to(x.dtype) * self.norm), Mamba2State(memory, window)

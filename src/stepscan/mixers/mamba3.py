@@ -10,8 +10,10 @@
 
 X, Z and O multiply each channel; with R = 1 there are none. B and C are shared by the heads of a
 group before their biases. No convolution. As published: half of B and C turns; biases, D and Z
-start at 1, X and O at 1 / R, dt log-uniform in (1e-3, 1e-1). Channels are turned in pairs half the
-turned part apart: for R = 1 the authors pair neighbours, the same up to an order of the channels.
+start at 1, X and O at 1 / R, dt log-uniform in (1e-3, 1e-1). A token turns the state by pi dt at
+most: to count by turning, start from longer steps (`step_min`, `step_max`). Channels are turned in
+pairs half the turned part apart: for R = 1 the authors pair neighbours, the same up to an order of
+the channels.
 `rate="heavy_tail"` is what the authors' code has for softplus(a) since: max(a, 0) + 1 / (1 -
 min(a, 0)). Their optional norm before the output map is left out.
 State: B x H x N x P floats, R tokens' B and x per head and the phases, constant in T.
@@ -29,8 +31,9 @@ from torch.nn import functional as F
 
 from stepscan.layers.projection import Linear
 from stepscan.layers.rotary import turn
-from stepscan.layers.step_size import fill_step_bias
+from stepscan.layers.step_size import check_steps, fill_step_bias
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.linear_scan import linear_scan
 from stepscan.ops.trapezoid_scan import TrapezoidState, trapezoid_scan
@@ -48,6 +51,13 @@ class Mamba3Config(MixerConfig):
     name: ClassVar[str] = "mamba3"
     equation: ClassVar[str] = "S = a_t (S + e_t B_{t-1} x_{t-1}^T) + l_t B_t x_t^T;  y = S^T C_t"
     source: ClassVar[str] = "Lahoti et al. 2026, arXiv:2603.15569"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="state space",
+        transition="scalar",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("trapezoid_scan", "linear_scan"),
+    )
 
     expansion: float = 2.0
     """Inner width E, as a multiple of the model width."""
@@ -65,6 +75,10 @@ class Mamba3Config(MixerConfig):
     """False: Mamba's Euler step, each token written once."""
     rate: str = "softplus"
     """What makes the decay rate positive: "softplus" or "heavy_tail"."""
+    step_min: float = 1e-3
+    """Shortest initial step dt."""
+    step_max: float = 1e-1
+    """Longest initial step dt; a token turns the state by pi dt at most."""
 
     def build(self, width: int) -> "Mamba3":
         """Build the module for a model of this width."""
@@ -83,6 +97,7 @@ class Mamba3Config(MixerConfig):
             )
         if not 0 <= self.rotary <= 1:
             raise ValueError(f"mamba3: want rotary from 0 to 1, got {self.rotary}")
+        check_steps("mamba3", self.step_min, self.step_max, 1.0)
         return Mamba3(self, width, inner, heads)
 
 
@@ -120,7 +135,7 @@ class Mamba3(Mixer[Mamba3State]):
             self.spread_gate = nn.Parameter(torch.ones(shape))
             self.gather = nn.Parameter(torch.full(shape, even))
         self.out = Linear(inner, width, bias=False)
-        fill_step_bias(self.step_bias)
+        fill_step_bias(self.step_bias, config.step_min, config.step_max)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.chunked_attention import ChunkedAttention
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.chunk_attention import ChunkState
 from stepscan.ops.ssm_conv import ssm_conv
 
@@ -33,6 +34,13 @@ class MegaConfig(MixerConfig):
     name: ClassVar[str] = "mega"
     equation: ClassVar[str] = "h = (1 - a d) h + a beta x_t;  y = attention in chunks of h, gated"
     source: ClassVar[str] = "Ma et al. 2022, arXiv:2209.10655"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="hybrid",
+        transition="diagonal",
+        gate="fixed",
+        eigenvalues="[0, 1]",
+        ops=("ssm_conv", "chunk_attention"),
+    )
 
     states: int = 16
     """Numbers n in the average of each channel."""

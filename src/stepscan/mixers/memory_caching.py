@@ -35,6 +35,7 @@ from stepscan.layers.decay_gate import DecayGate
 from stepscan.layers.delta_inputs import DeltaInputs
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.arguments import as_resets
 from stepscan.ops.checkpoints import Checkpoints, checkpoints
@@ -53,6 +54,13 @@ class MemoryCachingConfig(MixerConfig):
     name: ClassVar[str] = "memory_caching"
     equation: ClassVar[str] = "S = a_t S + b_t k_t (v_t - S^T k_t)^T;  y = sum_i g_ti S_i^T q_t"
     source: ClassVar[str] = "Behrouz et al. 2026, arXiv:2602.24281"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="several memories",
+        transition="householder",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("delta_rule", "linear_scan", "short_conv"),
+    )
 
     segment: int | None = 16
     """Tokens C between two copies. None: no copies."""

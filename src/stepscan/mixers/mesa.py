@@ -24,6 +24,7 @@ from stepscan.layers.convolution import ShortConv
 from stepscan.layers.delta_inputs import unit
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.ridge_regression import ridge_regression
 
 FLOOR = 0.25
@@ -39,6 +40,13 @@ class MesaConfig(MixerConfig):
         "H = a_t H + b_t k_t k_t^T;  C = a_t C + b_t k_t v_t^T;  y = C^T (H + L)^-1 q_t"
     )
     source: ClassVar[str] = "von Oswald et al. 2025, arXiv:2506.05233"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="test-time memory",
+        transition="scalar",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("ridge_regression", "short_conv"),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""

@@ -9,8 +9,10 @@ States never leave the range of the r and s seen so far, and the gradient along 
 selected is exactly one, however long it is. The neurons of size 1 are those of the published code;
 the paper's algebra is that of matrices, which a neuron needs to permute its states (parity). The
 layer's convolution over two tokens, its feed-forward part and its norms are left to the backbone.
+States that start level stay level under equal tokens: to follow parity, a token must come first.
 Initial values: those of a linear map, but 1 for b_s, since at s < 0 < r a state would stay 0; how a
-matrix starts is not published: large on its diagonal (b_r = 1), so that states are kept at first.
+matrix starts is not published: large on its diagonal (b_r = 1), so that states are kept at first,
+and b_s = -1/2, so that few tokens write (with 1 all do, and nothing is kept).
 State: B x E floats, constant in T.   Cost: O(T E N).
 """
 
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.semiring_matrix_scan import semiring_matrix_scan
 from stepscan.ops.semiring_scan import semiring_scan
 
@@ -34,6 +37,13 @@ class MinMaxConfig(MixerConfig):
     name: ClassVar[str] = "minmax"
     equation: ClassVar[str] = "x = max(min(r_t, x), s_t);  y = W (x * sigmoid(g_t))"
     source: ClassVar[str] = "Ronca 2026, arXiv:2605.06384"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="gated RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="[0, 1]",
+        ops=("semiring_scan",),
+    )
 
     expansion: float = 1.0
     """Numbers E in all neurons together, as a multiple of the model width."""
@@ -79,7 +89,7 @@ class MinMax(Mixer[MinMaxState]):
             self.upper.bias.zero_()
             if self.config.size > 1:
                 self.upper.bias.copy_(diagonal.flatten())
-            self.lower.bias.fill_(1.0)
+            self.lower.bias.fill_(1.0 if self.config.size == 1 else -0.5)
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from stepscan.layers.memory import LearnedMemory, MemoryInputs
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.memory_network import Rule
 from stepscan.ops.test_time_scan import MemoryState
@@ -49,6 +50,13 @@ class MirasConfig(MixerConfig):
     name: ClassVar[str] = "miras"
     equation: ClassVar[str] = "A = a_t A - r_t grad loss(f(k_t; W), v_t);  W = link(A)"
     source: ClassVar[str] = "Behrouz et al. 2025, arXiv:2504.13173"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="test-time memory",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="[0, 1]",
+        ops=("test_time_scan", "short_conv"),
+    )
 
     preset: str = "yaad"
     """"moneta", "yaad" or "memora"."""

@@ -31,6 +31,7 @@ from stepscan.layers.decay_gate import DecayGate
 from stepscan.layers.delta_inputs import unit
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.compress_select import (
     Selection,
     compress,
@@ -49,6 +50,13 @@ class MixtureOfMemoriesConfig(MixerConfig):
     name: ClassVar[str] = "mixture_of_memories"
     equation: ClassVar[str] = "S_m = a_t S_m + b_t k_t (v_t - S_m^T k_t)^T, m in top(W x_t)"
     source: ClassVar[str] = "Du et al. 2025, arXiv:2502.13685"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="several memories",
+        transition="householder",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("delta_rule", "short_conv"),
+    )
 
     memories: int = 4
     """Number of routed memories M."""

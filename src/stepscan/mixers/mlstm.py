@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from stepscan.layers.convolution import ShortConv
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.linear_attention import ScaledMemory, linear_attention
 
 
@@ -36,6 +37,13 @@ class MLSTMConfig(MixerConfig):
         "S = f S + e^i k_t v_t^T;  n = f n + e^i k_t;  y = S^T q / max(|n.q|, 1)"
     )
     source: ClassVar[str] = "Beck et al. 2024, arXiv:2405.04517"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="linear attention",
+        transition="scalar",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("linear_attention", "short_conv"),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the inner width."""

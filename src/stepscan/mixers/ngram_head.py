@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from stepscan.layers.delta_inputs import unit
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.arguments import as_resets
 from stepscan.ops.attention import AttentionState, attention
 from stepscan.ops.positions import positions
@@ -35,6 +36,10 @@ class NgramHeadConfig(MixerConfig):
     name: ClassVar[str] = "ngram_head"
     equation: ClassVar[str] = "y = W_1 x_t + W_2 mean of x_j whose last n tokens equal mine"
     source: ClassVar[str] = "Akyurek et al. 2024, arXiv:2401.12973"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="softmax attention",
+        ops=("attention",),
+    )
 
     orders: tuple[int, ...] = (1, 2)
     """How many tokens each head compares."""

@@ -32,6 +32,7 @@ from stepscan.layers.delta_inputs import unit
 from stepscan.layers.projection import Linear
 from stepscan.layers.rotary import rotate
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.arguments import as_resets
 from stepscan.ops.attention import AttentionState, attention, remember
@@ -48,6 +49,13 @@ class OryxConfig(MixerConfig):
     name: ClassVar[str] = "oryx"
     equation: ClassVar[str] = "y = softmax(q_a^T k) v  or  S = a_t S + b_t k_t (v_t - S^T k_t)^T"
     source: ClassVar[str] = "Li et al. 2026, arXiv:2605.28769"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="hybrid",
+        transition="householder",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("delta_rule", "attention", "short_conv"),
+    )
 
     mode: str = "alternate"
     """"attention", "recurrent" or "alternate": what answers at first."""

@@ -16,6 +16,7 @@ from typing import ClassVar
 from stepscan.layers.gate_weights import DiagonalGates
 from stepscan.mixers.base import MixerConfig
 from stepscan.mixers.recurrent import Recurrent
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.diagonal_cells import ParaGRU as Cell
 
 
@@ -26,6 +27,13 @@ class ParaGRUConfig(MixerConfig):
     name: ClassVar[str] = "para_gru"
     equation: ClassVar[str] = "h = (1 - z) h + z tanh(a (r h) + B x_t);  z, r of x_t and own h"
     source: ClassVar[str] = "Danieli et al. 2025, arXiv:2510.21450"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="nonlinear RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("cell_scan",),
+    )
 
     heads: int = 2
     """Number of heads H: blocks of B; must divide the width."""

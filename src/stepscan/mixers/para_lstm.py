@@ -17,6 +17,7 @@ from typing import ClassVar
 from stepscan.layers.gate_weights import DiagonalGates
 from stepscan.mixers.base import MixerConfig
 from stepscan.mixers.recurrent import Recurrent
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.diagonal_cells import ParaLSTM as Cell
 
 
@@ -27,6 +28,13 @@ class ParaLSTMConfig(MixerConfig):
     name: ClassVar[str] = "para_lstm"
     equation: ClassVar[str] = "c = f c + (1 - f) tanh(a h + B x_t);  h = o tanh(c);  own h, c"
     source: ClassVar[str] = "Danieli et al. 2025, arXiv:2510.21450"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="nonlinear RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("cell_scan",),
+    )
 
     heads: int = 2
     """Number of heads H: blocks of B; must divide the width."""

@@ -20,6 +20,7 @@ from torch import nn
 from stepscan.layers.normalized_matrix import normalized_positive_definite
 from stepscan.mixers.base import MixerConfig
 from stepscan.mixers.recurrent import Recurrent, inner_width
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.dynamics_cells import ShallowPLRNN
 
 
@@ -30,6 +31,13 @@ class PLRNNConfig(MixerConfig):
     name: ClassVar[str] = "plrnn"
     equation: ClassVar[str] = "z = A z + W1 relu(W2 z + h2) + h1 + C x_t"
     source: ClassVar[str] = "Hess et al. 2023, arXiv:2306.04406"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="nonlinear RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("cell_scan",),
+    )
 
     expansion: float = 1.0
     """Width E of the latent state, as a multiple of the model width."""

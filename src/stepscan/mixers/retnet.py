@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from stepscan.layers.projection import Linear
 from stepscan.layers.rotary import rotate
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.arguments import as_resets
 from stepscan.ops.linear_attention import linear_attention
 from stepscan.ops.positions import positions
@@ -32,6 +33,13 @@ class RetNetConfig(MixerConfig):
     name: ClassVar[str] = "retnet"
     equation: ClassVar[str] = "S = a_h S + k_t v_t^T;  y = S^T q_t;  a_h fixed, q and k rotated"
     source: ClassVar[str] = "Sun et al. 2023, arXiv:2307.08621"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="linear attention",
+        transition="scalar",
+        gate="fixed",
+        eigenvalues="[0, 1]",
+        ops=("linear_attention",),
+    )
 
     heads: int = 4
     """Number of heads H, each with its own decay; width / heads must be even."""

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.arguments import as_resets
 from stepscan.ops.attention import attention
 from stepscan.ops.compress_select import compress_each, expand, select
@@ -42,6 +43,10 @@ class RoutingAttentionConfig(MixerConfig):
     name: ClassVar[str] = "routing_attention"
     equation: ClassVar[str] = "y = sum_j softmax_j(k_t^T k_j) v_j  over j in the cluster of t"
     source: ClassVar[str] = "Roy et al. 2020, arXiv:2003.05997"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="softmax attention",
+        ops=("attention",),
+    )
 
     clusters: int = 4
     """Centroids C per head; about the root of the length costs least."""

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from stepscan.layers.linear_reads import read_before_write
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.shift import shift
 
 
@@ -34,6 +35,13 @@ class RWKV6Config(MixerConfig):
     name: ClassVar[str] = "rwkv6"
     equation: ClassVar[str] = "y = (S + diag(u) k_t v_t^T)^T r_t;  S = diag(w_t) S + k_t v_t^T"
     source: ClassVar[str] = "Peng et al. 2024, arXiv:2404.05892"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="linear attention",
+        transition="diagonal",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("linear_attention",),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from stepscan.layers.delta_inputs import unit
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.dplr import dplr
 
 Activation = Callable[[Tensor], Tensor]
@@ -40,6 +41,13 @@ class RWKV7Config(MixerConfig):
     name: ClassVar[str] = "rwkv7"
     equation: ClassVar[str] = "S = diag(w_t) S - (a_t e_t) (e_t^T S) + k_t v_t^T;  y = S^T r_t"
     source: ClassVar[str] = "Peng et al. 2025, arXiv:2503.14456"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="delta rule",
+        transition="householder",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("dplr",),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width, and leave 2 channels or more to each."""

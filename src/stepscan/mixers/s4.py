@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import check_steps, fill_log_step
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.dplr_conv import System, dplr_conv
 from stepscan.ops.hippo import LEAST_DECAY, MEASURES, normal_part
@@ -34,6 +35,13 @@ class S4Config(MixerConfig):
     name: ClassVar[str] = "s4"
     equation: ClassVar[str] = "x' = (Lambda - P P^*) x + B u, bilinear;  y = 2 Re(C x) + D u"
     source: ClassVar[str] = "Gu et al. 2021, arXiv:2111.00396"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="state space",
+        transition="dense",
+        gate="fixed",
+        eigenvalues="disc",
+        ops=("dplr_conv",),
+    )
 
     state_size: int = 64
     """Real numbers of state per channel: half as many complex ones, each with its conjugate."""

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import check_steps, fill_log_step
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.discretize import METHODS, discretize_diagonal
 from stepscan.ops.hippo import LEAST_DECAY, diagonal
@@ -34,6 +35,13 @@ class S4DConfig(MixerConfig):
     name: ClassVar[str] = "s4d"
     equation: ClassVar[str] = "h = e^(dt A) h + (e^(dt A) - 1)/A x_t;  y = 2 Re(C h) + D x_t"
     source: ClassVar[str] = "Gu et al. 2022, arXiv:2206.11893"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="state space",
+        transition="diagonal",
+        gate="fixed",
+        eigenvalues="disc",
+        ops=("ssm_conv",),
+    )
 
     state_size: int = 64
     """Real numbers of state per channel: half as many complex ones, each with its conjugate."""

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import check_steps, fill_log_step
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.discretize import discretize_diagonal
 from stepscan.ops.hippo import LEAST_DECAY, MEASURES, normal_part
@@ -36,6 +37,13 @@ class S5Config(MixerConfig):
     name: ClassVar[str] = "s5"
     equation: ClassVar[str] = "h = e^(dt L) h + (e^(dt L) - 1)/L B x_t;  y = 2 Re(C h) + D x_t"
     source: ClassVar[str] = "Smith et al. 2022, arXiv:2208.04933"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="state space",
+        transition="diagonal",
+        gate="fixed",
+        eigenvalues="disc",
+        ops=("linear_scan",),
+    )
 
     state_size: int = 64
     """Real numbers N of state: half as many complex ones, each with its conjugate."""

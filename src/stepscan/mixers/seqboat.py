@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from stepscan.layers.moving_average import MovingAverage
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.attention import AttentionState, attention
 from stepscan.ops.compress_select import Selection, compress, expand, last_inputs, select
 from stepscan.ops.positions import positions
@@ -40,6 +41,13 @@ class SeqBoatConfig(MixerConfig):
         "u = silu(EMA(x));  y = silu(W u + [p_t1 > p_t0] p_t1 attend(u, x) + x)"
     )
     source: ClassVar[str] = "Ren et al. 2023, arXiv:2306.11197"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="hybrid",
+        transition="diagonal",
+        gate="fixed",
+        eigenvalues="[0, 1]",
+        ops=("linear_scan", "attention"),
+    )
 
     states: int = 16
     """Numbers N of the moving average per channel."""

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from stepscan.layers.projection import Linear
 from stepscan.layers.rotary import rotate
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.arguments import as_resets
 from stepscan.ops.attention import AttentionState, attention
 from stepscan.ops.feedback_attention import feedback_attention
@@ -36,6 +37,10 @@ class SessaConfig(MixerConfig):
         "s = f_t + c_t sum_{j<t} softmax_j(q'.k'_j) s_j;  f = sum_j softmax_j(q.k_j) v_j"
     )
     source: ClassVar[str] = "Horbatko 2026, arXiv:2604.18580"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="softmax attention",
+        ops=("feedback_attention", "attention"),
+    )
 
     heads: int = 1
     """Heads H of the attention that feeds the loop; must divide the width."""

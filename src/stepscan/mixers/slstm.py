@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.convolution import ShortConv
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops import cells
 
 
@@ -33,6 +34,13 @@ class SLSTMConfig(MixerConfig):
     name: ClassVar[str] = "slstm"
     equation: ClassVar[str] = "c = f c + i tanh(z);  n = f n + i;  h = o c/n;  i = exp(W x + R h)"
     source: ClassVar[str] = "Beck et al. 2024, arXiv:2405.04517"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="gated RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("cell_scan", "short_conv"),
+    )
 
     heads: int = 4
     """Number of heads H, each with a recurrence of its own; must divide the width."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stepscan.mixers.base import MixerConfig
 from stepscan.mixers.gru import GRUConfig
 from stepscan.mixers.recurrent import OneCell, Recurrent
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.composed_cells import Snapped
 
 
@@ -29,6 +30,13 @@ class StateRegularizedConfig(MixerConfig):
     name: ClassVar[str] = "state_regularized"
     equation: ClassVar[str] = "h = S^T softmax(S h' / tau);  h' = cell(x_t, h)"
     source: ClassVar[str] = "Wang & Niepert 2019, arXiv:1901.08817"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="nonlinear RNN",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("cell_scan",),
+    )
 
     cell: MixerConfig = field(default_factory=GRUConfig)
     """The mixer whose hidden state is snapped: gru, lstm, elman or another one of one cell."""

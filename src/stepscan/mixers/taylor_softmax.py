@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from stepscan.layers.projection import Linear
 from stepscan.layers.taylor import TaylorFeatures
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.linear_attention import linear_attention
 
 READS = ("denominator", "norm", "gate")
@@ -38,6 +39,13 @@ class TaylorSoftmaxConfig(MixerConfig):
         "S = S + f(k_t) v_t^T;  y = S^T f(q_t) / z.f(q_t);  f(q).f(k) = sum_n (q.k)^n / n!"
     )
     source: ClassVar[str] = "Mongaras and Larson 2025, arXiv:2507.23632"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="linear attention",
+        transition="scalar",
+        gate="fixed",
+        eigenvalues="1",
+        ops=("linear_attention",),
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.chunked_attention import ChunkedAttention
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.chunk_attention import ChunkState
 from stepscan.ops.dilated_conv import dilated_conv
 
@@ -32,6 +33,10 @@ class TCNCAConfig(MixerConfig):
     name: ClassVar[str] = "tcnca"
     equation: ClassVar[str] = "m = x + silu(sum_j w_j x_{t - j f^b}), B times;  attention in chunks"
     source: ClassVar[str] = "Terzic et al. 2023, arXiv:2312.05605"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="hybrid",
+        ops=("dilated_conv", "chunk_attention"),
+    )
 
     blocks: int = 4
     """Convolutions B, one after the other."""

@@ -35,6 +35,7 @@ from stepscan.layers.memory import MemoryInputs
 from stepscan.layers.polynomial import Polynomial
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.attention import AttentionState
 from stepscan.ops.delta_rule import delta_rule
@@ -56,6 +57,13 @@ class RegressionConfig(MixerConfig):
     name: ClassVar[str] = "test_time_regression"
     equation: ClassVar[str] = "y = M_t(q_t),  M_t = argmin sum_i w_i |M(k_i) - v_i|^2"
     source: ClassVar[str] = "Wang et al. 2025, arXiv:2501.12352"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="test-time memory",
+        transition="scalar",
+        gate="input",
+        eigenvalues="[0, 1]",
+        ops=("ridge_regression", "short_conv"),
+    )
 
     solver: str = "ridge"
     """"gradient", "sgd", "ridge", "nadaraya" or "local_linear"."""

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from stepscan.layers.memory import LearnedMemory, MemoryInputs
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.memory_network import Rule
 from stepscan.ops.test_time_scan import MemoryState
 
@@ -38,6 +39,13 @@ class TitansConfig(MixerConfig):
     name: ClassVar[str] = "titans"
     equation: ClassVar[str] = "S = m_t S - r_t grad |f(k_t; W) - v_t|^2;  W = (1 - a_t) W + S"
     source: ClassVar[str] = "Behrouz et al. 2025, arXiv:2501.00663"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="test-time memory",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="[0, 1]",
+        ops=("test_time_scan", "short_conv"),
+    )
 
     heads: int = 2
     """Number of heads H; must divide the width."""

@@ -27,6 +27,7 @@ from stepscan.layers.memory import LearnedMemory, MemoryInputs
 from stepscan.layers.projection import Linear
 from stepscan.layers.rotary import rotate
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.memory_network import Rule
 from stepscan.ops.positions import positions
@@ -42,6 +43,13 @@ class TTTConfig(MixerConfig):
     name: ClassVar[str] = "ttt"
     equation: ClassVar[str] = "W = W_0 - s_t sum_i r_i grad |f(k_i; W_0) - v_i|^2;  y = f(q_t; W)"
     source: ClassVar[str] = "Sun et al. 2024, arXiv:2407.04620"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="test-time memory",
+        transition="nonlinear",
+        gate="state",
+        eigenvalues="any",
+        ops=("test_time_scan",),
+    )
 
     heads: int = 2
     """Number of heads H; must divide the width into even parts."""

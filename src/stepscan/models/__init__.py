@@ -2,7 +2,15 @@
 
 from stepscan.models.config import ModelConfig
 from stepscan.models.folder import load_folder, save_folder
-from stepscan.models.heads import HEADS, Classify, EventOutput, Forecast, NextEvent, NextToken
+from stepscan.models.heads import (
+    HEADS,
+    Classify,
+    EventOutput,
+    Forecast,
+    NextEvent,
+    NextToken,
+    Regress,
+)
 from stepscan.models.inputs import Inputs
 from stepscan.models.model import SequenceModel
 
@@ -15,6 +23,7 @@ __all__ = [
     "ModelConfig",
     "NextEvent",
     "NextToken",
+    "Regress",
     "SequenceModel",
     "load_folder",
     "save_folder",

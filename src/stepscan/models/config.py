@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepscan import mixers
+from stepscan.layers.channel import ChannelConfig, channel_config
+from stepscan.layers.norm import NORMS
 from stepscan.mixers import MixerConfig
 from stepscan.models import heads
 from stepscan.models.heads import HeadConfig
-from stepscan.models.pattern import MOST, parse
+from stepscan.models.looped import Adaptive, Fixed, halting
+from stepscan.models.pattern import MOST, parse, parse_with
 from stepscan.names import lookup
 
 LARGEST = 1 << 24  # of any size in a config: a file from elsewhere must not ask for the moon
@@ -30,11 +33,33 @@ class ModelConfig:
     reals: int = 0
     """Number of real input columns."""
     mlp_ratio: float = 2.0
-    """Hidden width of the SwiGLU channel mixers, as a multiple of D; 0 leaves them out."""
+    """Hidden width of the channel mixers, as a multiple of D; 0 leaves them out."""
+    mlp: str = "swiglu"
+    """Channel mixers, a pattern like that of the layers, repeated up the stack: swiglu, or
+    "swiglu moe[experts=8, top=2]" for experts in every second block."""
+    layer_scale: float | None = None
+    """Initial value of a factor per channel on what a block adds; None: no factors."""
+    loops: int = 1
+    """How many times the stack runs, with the same weights."""
+    halt: str = "fixed"
+    """When a token stops looping: fixed, after all loops; act[cost=0.01], on its own."""
+    identity_bias: float | None = None
+    """Let a gate decide what a loop changes, biased this far towards nothing; None: no gate."""
+    loop_embedding: bool = False
+    """Tell the stack the number of the loop."""
     dropout: float = 0.0
     """Probability of dropping a channel of a block's output while training."""
     tie: bool = True
     """Share the input embedding with the output map where their vocabularies are the same."""
+    norm: str = "rms"
+    """Norm before every mixer, channel mixer and the head: rms or layer."""
+    norm_place: str = "before"
+    """Where the norms of a block stand, a pattern like `mlp`: before what they serve, or after it,
+    on what it adds to the stream (as in OLMo 2, arXiv:2501.00656)."""
+    norm_eps: float | None = None
+    """Added to the mean square under the root; None: the machine's for rms, 1e-5 for layer."""
+    embedding_scale: float | None = None
+    """Factor of token embeddings as they enter the stack; None: sqrt(width)."""
 
     def __post_init__(self) -> None:
         """Read the pattern, tell each mixer its depth, and reject what cannot be built."""
@@ -53,6 +78,20 @@ class ModelConfig:
             raise ValueError(f"model: want reals from 0 to {LARGEST:,}, got {self.reals!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model: want 0 <= dropout < 1, got {self.dropout}")
+        lookup(NORMS, self.norm, kind="norm")
+        if self.norm_eps is not None and not 0 <= self.norm_eps < 1:
+            raise ValueError(f"model: want 0 <= norm_eps < 1, got {self.norm_eps}")
+        for name, read in (("mlp", channel_config), ("norm_place", _place)):
+            pattern = getattr(self, name)
+            if len(self.mixers) % len(parse_with(read, pattern)):
+                raise ValueError(
+                    f"model: want {name}={pattern!r} to fit {len(self.mixers)} layers a whole "
+                    "number of times"
+                )
+        if not isinstance(self.loops, int) or not 1 <= self.loops <= MOST:
+            raise ValueError(f"model: want loops from 1 to {MOST}, got {self.loops!r}")
+        if isinstance(self.halting, Adaptive) and self.loops < 2:
+            raise ValueError(f"model: halt={self.halt!r} wants loops at least 2, got {self.loops}")
         if not 0 <= self.mlp_ratio <= 64:
             raise ValueError(f"model: want 0 <= mlp_ratio <= 64, got {self.mlp_ratio}")
 
@@ -61,6 +100,26 @@ class ModelConfig:
         """`layers`, after the pattern was read."""
         assert not isinstance(self.layers, str)
         return self.layers
+
+    @property
+    def channel_mixers(self) -> tuple[ChannelConfig, ...]:
+        """One for each layer."""
+        pattern = parse_with(channel_config, self.mlp)
+        return pattern * (len(self.mixers) // len(pattern))
+
+    @property
+    def norm_places(self) -> tuple[str, ...]:
+        """One for each layer."""
+        pattern = parse_with(_place, self.norm_place)
+        return pattern * (len(self.mixers) // len(pattern))
+
+    @property
+    def halting(self) -> Fixed | Adaptive:
+        """`halt`, after it was read."""
+        found = parse_with(halting, self.halt)
+        if len(found) > 1:
+            raise ValueError(f"model: want one halt, got {self.halt!r}")
+        return found[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with every option spelled out, so that later defaults cannot change a file."""
@@ -100,6 +159,14 @@ def _placed(config: MixerConfig, layer: int, layers: int) -> MixerConfig:
     if {"layer", "layers"} <= options.keys():
         changed |= {"layer": layer, "layers": layers}
     return dataclasses.replace(config, **changed) if changed else config
+
+
+def _place(data: Mapping[str, Any]) -> str:
+    """A word of `norm_place`."""
+    if len(data) > 1:
+        raise ValueError(f"norm_place: want no options, got {dict(data)}")
+    lookup(dict.fromkeys(("before", "after")), data["name"], kind="norm_place")
+    return data["name"]
 
 
 def _bounded(data: object, where: str) -> None:

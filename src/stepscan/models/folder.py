@@ -54,7 +54,9 @@ def save_folder(
     try:
         for name, content in (files or {}).items():
             _write(stage / name, content)
-        save_file({k: v.detach().contiguous() for k, v in _tensors(model).items()}, stage / WEIGHTS)
+        save_file(
+            {k: v.detach().contiguous() for k, v in tensors_of(model).items()}, stage / WEIGHTS
+        )
         _sync(stage / WEIGHTS)
         config = {
             "format": FORMAT,
@@ -114,7 +116,7 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[SequenceModel, dict[str
     try:
         config = ModelConfig.from_dict(data["model"])
         with torch.device("meta"):  # sizes without memory
-            expected = {k: tuple(v.shape) for k, v in _tensors(SequenceModel(config)).items()}
+            expected = {k: tuple(v.shape) for k, v in tensors_of(SequenceModel(config)).items()}
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelCorruptError(f"{folder / CONFIG}: {error}") from error
     try:
@@ -137,7 +139,7 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[SequenceModel, dict[str
     return model.eval(), data["extra"]
 
 
-def _tensors(model: SequenceModel) -> dict[str, torch.Tensor]:
+def tensors_of(model: SequenceModel) -> dict[str, torch.Tensor]:
     """Parameters and persistent buffers; a tied one is kept once, under its first name."""
     first: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)

@@ -50,10 +50,16 @@ class NextToken(HeadConfig):
 
     vocab: int
     """Number of tokens V."""
+    bias: bool = True
+    """Add a bias to the logits."""
+    soft_cap: float | None = None
+    """Keep logits y within this bound c, by c tanh(y / c) (as in Gemma 2, arXiv:2408.00118)."""
 
     def __post_init__(self) -> None:
         """Reject an empty vocabulary."""
         _positive(self, "vocab")
+        if self.soft_cap is not None and not self.soft_cap > 0:
+            raise ValueError(f"head: want soft_cap above 0 or None, got {self.soft_cap}")
 
     @property
     def vocabulary(self) -> int:
@@ -62,7 +68,7 @@ class NextToken(HeadConfig):
 
     def build(self, width: int, reals: int, table: nn.Embedding | None) -> nn.Module:
         """A linear map, or the transpose of the input embedding."""
-        return Logits(width, self.vocab, table)
+        return Logits(width, self.vocab, table, bias=self.bias, soft_cap=self.soft_cap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +143,26 @@ class Classify(HeadConfig):
         return Logits(width, self.classes, None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Regress(HeadConfig):
+    """O real numbers after every step, [B T O]; what they are is up to the target."""
+
+    name: ClassVar[str] = "regress"
+
+    outputs: int
+    """How many numbers O."""
+
+    def __post_init__(self) -> None:
+        """Reject an answer of nothing."""
+        _positive(self, "outputs")
+
+    def build(self, width: int, reals: int, table: nn.Embedding | None) -> nn.Module:
+        """A linear map."""
+        return Logits(width, self.outputs, None)
+
+
 HEADS: Mapping[str, type[HeadConfig]] = MappingProxyType(
-    {head.name: head for head in (Classify, Forecast, NextEvent, NextToken)}
+    {head.name: head for head in (Classify, Forecast, NextEvent, NextToken, Regress)}
 )
 
 
@@ -169,17 +193,28 @@ class EventOutput(NamedTuple):
 class Logits(nn.Module):
     """A linear map; with a table, its transpose and a bias."""
 
-    def __init__(self, width: int, vocab: int, table: nn.Embedding | None) -> None:
+    def __init__(
+        self,
+        width: int,
+        vocab: int,
+        table: nn.Embedding | None,
+        *,
+        bias: bool = True,
+        soft_cap: float | None = None,
+    ) -> None:
         super().__init__()
-        self.map = Linear(width, vocab)
+        self.soft_cap = soft_cap
+        self.map = Linear(width, vocab, bias=bias)
         nn.init.normal_(self.map.weight, std=width**-0.5)
-        nn.init.zeros_(self.map.bias)
+        if bias:
+            nn.init.zeros_(self.map.bias)
         if table is not None:
             self.map.weight = table.weight
 
     def forward(self, x: Float[Tensor, "B T D"], inputs: Inputs) -> Float[Tensor, "B T V"]:
         """Logits."""
-        return self.map(x)
+        y = self.map(x)
+        return y if self.soft_cap is None else self.soft_cap * torch.tanh(y / self.soft_cap)
 
 
 class EventHead(nn.Module):

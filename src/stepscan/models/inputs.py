@@ -45,15 +45,17 @@ def as_inputs(inputs: Tensor | Inputs, tokens: tuple[int, ...], reals: int) -> I
 class Embed(nn.Module):
     """The sum of an embedding per categorical column and a linear map of the real columns."""
 
-    def __init__(self, tokens: tuple[int, ...], reals: int, width: int) -> None:
+    def __init__(
+        self, tokens: tuple[int, ...], reals: int, width: int, scale: float | None = None
+    ) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(size, width) for size in tokens)
         self.reals = Linear(reals, width) if reals else None
         # Of unit size where they enter the stack, and of a size that a tied output map wants.
-        self.scale = math.sqrt(width)
+        self.scale = math.sqrt(width) if scale is None else scale
         for table in self.tables:
             assert isinstance(table, nn.Embedding)
-            nn.init.normal_(table.weight, std=1 / self.scale)
+            nn.init.normal_(table.weight, std=width**-0.5)
 
     def forward(self, inputs: Inputs) -> Float[Tensor, "B T D"]:
         """Embed every step alone."""

@@ -7,7 +7,8 @@ options = "[" key "=" value ("," key "=" value)* "]"        values as in Python
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from stepscan.mixers import MixerConfig, from_dict
 
@@ -15,10 +16,19 @@ MOST = 1024  # layers: a typing error such as *3000 should not fill the memory
 TOKEN = re.compile(r"\s*(?:([A-Za-z_]\w*)(?:\[([^\]]*)\])?|\*\s*(\d+)|([()]))")
 
 
+T = TypeVar("T")
+Read = Callable[[Mapping[str, Any]], T]
+
+
 def parse(pattern: str) -> tuple[MixerConfig, ...]:
     """The mixers of a pattern, lowest layer first; `ValueError` says where it cannot be read."""
+    return parse_with(from_dict, pattern)
+
+
+def parse_with(read: Read[T], pattern: str) -> tuple[T, ...]:
+    """The same of whatever `read` makes of a name and its options."""
     tokens = list(_tokens(pattern))
-    configs, rest = _sequence(tokens, 0, pattern)
+    configs, rest = _sequence(tokens, 0, pattern, read)
     if rest != len(tokens):
         raise ValueError(f"layers {pattern!r}: ')' without '('")
     if not configs:
@@ -36,17 +46,19 @@ def _tokens(pattern: str) -> Iterator[re.Match[str]]:
         at = token.end()
 
 
-def _sequence(tokens: list[re.Match[str]], at: int, pattern: str) -> tuple[list[MixerConfig], int]:
+def _sequence(
+    tokens: list[re.Match[str]], at: int, pattern: str, read: Read[T]
+) -> tuple[list[T], int]:
     """The items from `at` up to the closing parenthesis or the end."""
-    configs: list[MixerConfig] = []
+    configs: list[T] = []
     while at < len(tokens) and tokens[at][4] != ")":
         name, options, _, opening = tokens[at].groups()
         if opening:
-            item, at = _sequence(tokens, at + 1, pattern)
+            item, at = _sequence(tokens, at + 1, pattern, read)
             if at == len(tokens):
                 raise ValueError(f"layers {pattern!r}: '(' is never closed")
         elif name:
-            item = [from_dict({"name": name} | _options(options or "", pattern))]
+            item = [read({"name": name} | _options(options or "", pattern))]
         else:
             raise ValueError(f"layers {pattern!r}: '*' wants a mixer or ')' before it")
         at += 1

@@ -24,6 +24,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from stepscan import state as states
 from stepscan.data.base import Packed
 from stepscan.data.batches import draw
+from stepscan.layers import costs
 from stepscan.models.inputs import Inputs
 from stepscan.models.model import SequenceModel
 from stepscan.ops.projection import bfloat16_projections
@@ -167,13 +168,16 @@ class Trainer:
         )
         self.model.train()
         with self._random_numbers_of(at):
-            with bfloat16_projections(config.precision == "bfloat16"):
+            with (
+                bfloat16_projections(config.precision == "bfloat16"),
+                costs.collect() as asked_by_layers,
+            ):
                 outputs, state = self.model(
                     Inputs(batch.tokens, batch.reals), self._state, batch.resets
                 )
             result = loss(self.model.config.head, outputs, batch.targets)
             self._optimizer.zero_grad()
-            result.mean.backward()
+            (result.mean + costs.total(asked_by_layers)).backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = get_total_norm(gradients)
         finite = math.isfinite(result.mean.item()) and math.isfinite(norm.item())

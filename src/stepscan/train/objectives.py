@@ -3,6 +3,7 @@
     token, label   cross entropy                                           nats
     gap            negative log likelihood of log(gap) under the mixture   nats
     future         pinball loss, mean over the quantiles                   scaled units
+    value          squared error, mean over the outputs                    units squared
 
 Targets that are not asked for (-1, NaN) take no part, in value or in gradient. A batch that asks
 nothing has loss 0 with count 0, where the mean of torch.nn.functional.cross_entropy would be NaN.
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from stepscan.models.heads import Classify, Forecast, HeadConfig, NextEvent, NextToken
+from stepscan.models.heads import Classify, Forecast, HeadConfig, NextEvent, NextToken, Regress
 
 SHORTEST = 1e-3
 """Shorter gaps, also those of 0 between events of one instant, count as this much of the unit."""
@@ -61,6 +62,8 @@ def loss(head: HeadConfig, outputs: Any, targets: Mapping[str, Tensor]) -> Loss:
             }
         case Forecast(quantiles=levels):
             sums = {"future": _pinball(outputs, _asked(targets, "future", head), levels)}
+        case Regress():
+            sums = {"value": _squared(outputs, _asked(targets, "value", head))}
         case _:
             raise ValueError(f"no objective for the head {head!r}")
     mean = torch.stack([total / count.clamp_min(1) for total, count in sums.values()]).sum()
@@ -85,6 +88,11 @@ def _gap(mixture: Float[Tensor, "B T 3 M"], target: Float[Tensor, "B T"]) -> Sum
     z = (target[asked].clamp_min(SHORTEST).log()[:, None] - means) * (-scales).exp()
     density = weights - scales - 0.5 * z.square() - 0.5 * math.log(2 * math.pi)
     return Sum(-density.logsumexp(-1).sum(), asked.sum())
+
+
+def _squared(outputs: Float[Tensor, "B T O"], target: Float[Tensor, "B T O"]) -> Sum:
+    asked = ~target.isnan()
+    return Sum((_wide(outputs)[asked] - target[asked]).square().sum(), asked.sum())
 
 
 def _pinball(

@@ -27,12 +27,15 @@ from stepscan.ops import (
     dplr_conv,
     feedback_attention,
     forgetting_attention,
+    grid_scan,
     linear_attention,
     linear_scan,
     local_regression,
     log_linear_attention,
     long_conv,
+    path_attention,
     ridge_regression,
+    scan2d,
     selective_scan,
     semiring_matrix_scan,
     semiring_scan,
@@ -50,7 +53,7 @@ from stepscan.ops.hippo import hippo, normal_part
 from stepscan.ops.memory_network import Rule
 
 NATIVE, TORCH_LOOP, NEWTON = "cpu", "fused", "newton"
-STATES, WINDOW, KERNEL = 16, 64, 256
+STATES, WINDOW, KERNEL, VARIATES = 16, 64, 256, 4
 CHUNK = 32
 """Tokens that a chunked form meets at once, where the work it needs is counted."""
 
@@ -351,6 +354,13 @@ def _forgetting_attention(s: Sizes) -> Built:
     return ((q / s.size**0.5, k, v), _decays(s, "decay")), work
 
 
+def _path_attention(s: Sizes) -> Built:
+    (q, k, v), seen = _qkv(s), s.T / 2
+    options = {"w": F.normalize(s.randn(s.heads, s.size), dim=-1), "beta": 2 * s.rand(s.heads)}
+    work = Work(4 * s.width * seen, s.heads * seen)  # every chunk writes the keys anew
+    return ((q / s.size**0.5, k, v), options), work
+
+
 def _log_linear_attention(s: Sizes) -> Built:
     levels = 8
     options = {"level_scale": s.rand(s.heads, levels + 1), **_decays(s, "decay")}
@@ -362,6 +372,23 @@ def _slot_attention(s: Sizes) -> Built:
     g = _decays(s, "decays")["log_decay"]
     work = Work(4 * s.width * s.size, s.heads * s.size)
     return ((q, k, v), {"s": -torch.expm1(g), "log_decay": g}), work
+
+
+def _grid_scan(s: Sizes) -> Built:
+    columns = min(8, s.T)
+    shape = s.T // columns, columns
+    fold = lambda x: x[:, : shape[0] * columns].unflatten(1, shape)  # noqa: E731
+    q, k, v = (fold(x) for x in _qkv(s))
+    angle = fold(s.rand(s.heads, 2))
+    gates = {"source": fold(s.rand(s.heads, 2)), "mark": fold(s.rand(s.heads, 2))}
+    transition = torch.stack([angle, 1 - angle], -2)
+    work = _matrix_work(s, products=8, pairs=0)
+    return ((q / s.size**0.5, k, v), {"transition": transition, **gates}), work
+
+
+def _scan2d(s: Sizes) -> Built:
+    inputs = s.rand(VARIATES, 2, 2, s.size) / 2, s.randn(VARIATES, 2, s.size)
+    return (inputs, {}), Work(4 * VARIATES * s.size)
 
 
 TABLE: dict[str, tuple[ModuleType, Callable[[Sizes], Built]]] = {
@@ -384,6 +411,7 @@ TABLE: dict[str, tuple[ModuleType, Callable[[Sizes], Built]]] = {
     "feedback_attention": (feedback_attention, _feedback_attention),
     "softmax_scan": (softmax_scan, _softmax_scan),
     "forgetting_attention": (forgetting_attention, _forgetting_attention),
+    "path_attention": (path_attention, _path_attention),
     "slot_attention": (slot_attention, _slot_attention),
     "log_linear_attention": (log_linear_attention, _log_linear_attention),
     "local_regression": (local_regression, _local_regression),
@@ -396,6 +424,8 @@ TABLE: dict[str, tuple[ModuleType, Callable[[Sizes], Built]]] = {
     "dplr_conv": (dplr_conv, _dplr_conv),
     "dilated_conv": (dilated_conv, _dilated_conv),
     "chunk_attention": (chunk_attention, _chunk_attention),
+    "grid_scan": (grid_scan, _grid_scan),
+    "scan2d": (scan2d, _scan2d),
     **{
         f"cell_scan {kind}{name}": (cells, partial(_cell, kind=kind, units=units))
         for kind in ("lstm", "gru", "slstm")
