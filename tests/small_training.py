@@ -7,13 +7,28 @@ from torch.nn import functional as F
 from stepscan.models import ModelConfig, NextToken, SequenceModel
 
 
-def build(layers, tokens, *, answers=None, seed=0, width=64):
+def build(layers, tokens, *, answers=None, seed=0, width=64, mlp_ratio=1.0, tie=True):
     """A model of these layers; it says the next entry of column 0, or one of `answers`."""
     torch.manual_seed(seed)
     head = NextToken(vocab=answers or tokens[0])
-    return SequenceModel(
-        ModelConfig(width=width, tokens=tokens, head=head, layers=layers, mlp_ratio=1.0)
-    )
+    options = {"width": width, "tokens": tokens, "mlp_ratio": mlp_ratio, "tie": tie}
+    return SequenceModel(ModelConfig(head=head, layers=layers, **options))
+
+
+def in_turn(stages, steps):
+    """Draws of (share of the steps, task) stages, one after the other: a curriculum."""
+    calls = 0
+
+    def draw(n, rng):
+        nonlocal calls
+        done, calls = calls / steps, calls + 1
+        for share, task in stages:
+            done -= share
+            if done < 0:
+                return task.draw(n, rng)
+        return stages[-1][1].draw(n, rng)
+
+    return draw
 
 
 def train(model, draw, *, steps, seed=0, before=None, extra=None, rate=3e-3, count=32):

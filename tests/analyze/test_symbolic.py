@@ -16,9 +16,7 @@ GOLDEN = (1 + math.sqrt(5)) / 2
 def tent(slope):
     """z' = 1 - slope |z|, an almost-linear RNN of one unit, which is a ReLU."""
     number = lambda v: torch.tensor([v], dtype=torch.float64)  # noqa: E731
-    return AlmostLinear(
-        number(slope), number(-2 * slope)[None], number(1.0), number(0.0)[None], 1
-    )
+    return AlmostLinear(number(slope), number(-2 * slope)[None], number(1.0), number(0.0)[None], 1)
 
 
 def orbit(cell, *, rows=20, steps=2000, settle=100):
@@ -32,7 +30,7 @@ def test_topological_entropy_of_tent_maps(slope, entropy):
     cell = tent(slope)
     graph = symbol_graph(cell, orbit(cell))
     assert abs(graph.topological_entropy() / entropy - 1) < 1e-6
-    assert graph.entropy_rate() <= graph.topological_entropy() + 1e-9
+    assert graph.entropy_rate() <= graph.topological_entropy() + 1e-3  # counted, of 38,000 steps
     assert len(graph.patterns) == 2
     assert graph.visits.sum() == 20 * 1900
 
@@ -72,4 +70,4 @@ def test_without_relu_nothing_is_chaotic():
     jacobians = cell.jacobian(z)
     assert (jacobians == jacobians[0, 0]).all()
     assert z.isfinite().all()  # a bounded orbit: no direction grows
-    assert torch.linalg.eigvals(jacobians[0, 0]).abs().max() <= 1 + 1e-9
+    assert torch.linalg.eigvals(jacobians[0, 0]).abs().max() <= 1 + 1e-6  # drawn in float32

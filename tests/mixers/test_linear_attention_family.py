@@ -47,7 +47,8 @@ def rms(x, eps):
 
 def convolved(inputs, w, name="conv"):
     """silu of the causal window, channel by channel."""
-    weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
+    weight = w[f"{name}.weight"]
+    bias = w.get(f"{name}.bias", np.zeros(len(weight)))
     window = weight.shape[1]
     padded = np.concatenate([np.zeros((window - 1, len(weight))), inputs])
     return silu(
@@ -107,25 +108,41 @@ def test_hgrn2_steps_as_published(layer):
     split_law(step, (x,), None, [5], params=list(mixer.parameters()))
 
 
-def test_mamba_steps_as_published():
-    mixer, w, x, u = built(MambaConfig(states=3, step_rank=2))
-    inner, z = np.split(u @ w["inputs.weight"].T, 2, 1)
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True}, {"conv_bias": False}, {"selection_norm": 0.1}], ids=str
+)
+def test_mamba_steps_as_published(options):
+    mixer, w, x, u = built(MambaConfig(states=3, step_rank=2, **options))
+    eps = options.get("selection_norm")
+    inner, z = np.split(u @ w["inputs.weight"].T + w.get("inputs.bias", 0), 2, 1)
     inner = convolved(inner, w)
-    step, B, C = np.split(inner @ w["selection.weight"].T, [2, 5], 1)
+    selected = np.split(inner @ w["selection.weight"].T, [2, 5], 1)
+    step, B, C = selected if eps is None else (rms(part, eps) for part in selected)
     dt = softplus(step @ w["step.weight"].T + w["step_bias"])
     h, want = np.zeros((32, 3)), []
     for t in range(T):
         h = np.exp(-dt[t, :, None] * np.exp(w["A_log"])) * h + np.outer(dt[t] * inner[t], B[t])
-        want.append(((h @ C[t] + w["D"] * inner[t]) * silu(z[t])) @ w["out.weight"].T)
+        y = ((h @ C[t] + w["D"] * inner[t]) * silu(z[t])) @ w["out.weight"].T
+        want.append(y + w.get("out.bias", 0))
     agree(mixer, x, want)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_mamba2_steps_as_published(groups):
-    mixer, w, x, u = built(Mamba2Config(states=3, heads=4, groups=groups))
-    z, inner, step = np.split(u @ w["inputs.weight"].T, [32, 64 + 6 * groups], 1)
+@pytest.mark.parametrize(
+    ("groups", "options"),
+    [(1, {}), (2, {}), (2, {"bias": True}), (1, {"conv_bias": False, "norm_eps": 0.1}),
+     (1, {"step_min": 0.005, "step_max": 0.05})],
+)  # fmt: skip
+def test_mamba2_steps_as_published(groups, options):
+    mixer, w, x, u = built(Mamba2Config(states=3, heads=4, groups=groups, **options))
+    z, inner, step = np.split(
+        u @ w["inputs.weight"].T + w.get("inputs.bias", 0), [32, 64 + 6 * groups], 1
+    )
     inner, B, C = np.split(convolved(inner, w), [32, 32 + 3 * groups], 1)
     dt = softplus(step + w["step_bias"])
+    if "step_max" in options:
+        assert dt.min() < 0.005
+        assert dt.max() > 0.05
+        dt = dt.clip(0.005, 0.05)
     S, want = np.zeros((4, 3, 8)), []
     for t in range(T):
         y = []
@@ -135,8 +152,9 @@ def test_mamba2_steps_as_published(groups):
             S[h] = np.exp(-np.exp(w["A_log"][h]) * dt[t, h]) * S[h]
             S[h] += dt[t, h] * np.outer(B[t, g], value)
             y.append(S[h].T @ C[t, g] + w["D"][h] * value)
-        y = rms((np.concatenate(y) * silu(z[t])).reshape(groups, -1), 1e-5).ravel()
-        want.append((y * w["norm"]) @ w["out.weight"].T)
+        eps = options.get("norm_eps", 1e-5)
+        y = rms((np.concatenate(y) * silu(z[t])).reshape(groups, -1), eps).ravel()
+        want.append((y * w["norm"]) @ w["out.weight"].T + w.get("out.bias", 0))
     agree(mixer, x, want)
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from laws import assert_near, reset_law, split_law
+from torch.nn import functional as F
 
+from stepscan import state as states
 from stepscan.mixers.s4d import S4DConfig
 
 
@@ -60,3 +62,23 @@ def test_laws_over_several_chunks():
 def test_errors_say_what_to_fix(options, message):
     with pytest.raises(ValueError, match=message):
         S4DConfig(**options).build(16)
+
+
+def test_liquid_is_its_recurrence_and_obeys_the_laws():
+    """h = (a + b x) h + b x, written out; the input decides what is kept."""
+    mixer = S4DConfig(state_size=6, liquid=True).build(4).double()
+    x, resets = torch.randn(2, 12, 4).double(), torch.rand(2, 12) < 0.15
+    dt = mixer.log_step.exp()[:, None]
+    A = torch.complex(-mixer.log_decay.exp(), mixer.frequency)
+    a, b = (dt * A).exp(), ((dt * A).exp() - 1) / A
+    h, ys = torch.zeros(2, *A.shape, dtype=A.dtype), []
+    for x_t, reset in zip(x.unbind(1), resets.unbind(1), strict=True):
+        h = h.masked_fill(reset[:, None, None], 0.0)
+        h = (a + b * x_t[..., None]) * h + b * x_t[..., None]
+        ys.append(2 * (torch.view_as_complex(mixer.readout) * h).real.sum(-1))
+    want = F.glu(mixer.out(F.gelu(torch.stack(ys, 1) + mixer.skip * x)), dim=-1)
+    torch.testing.assert_close(mixer(x, None, resets)[0], want, atol=1e-12, rtol=0)
+    step = lambda xs, state, resets: mixer(xs[0], state, resets)  # noqa: E731
+    state = states.detach(mixer(x.flip(1))[1])
+    split_law(step, (x,), state, [3, 3, 8], resets=resets, params=list(mixer.parameters()))
+    reset_law(step, (x,), state, resets, params=list(mixer.parameters()))

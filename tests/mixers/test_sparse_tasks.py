@@ -46,18 +46,20 @@ def activations(model):
     return found
 
 
-def rate_and_accuracy(draw, *, price, steps):
-    """Share of active tokens of a model that pays `price` for the mean activation."""
+def rate_and_accuracy(draw, *, price, steps=800, free=500):
+    """Share of active tokens of a model that pays `price` for the mean activation, at the end."""
     config = SeqBoatConfig(window=64)
-    model = build((config, config), (32,), width=32)
-    found = activations(model)
+    model = build((config, config), (32,))
+    found, step = activations(model), 0
 
     def extra():
-        cost = price * sum(p.mean() for p in found)
+        nonlocal step
+        cost = price * sum(p.mean() for p in found) * (step >= free)
         found.clear()
+        step += 1
         return cost
 
-    train(model, draw, steps=steps, extra=extra, rate=5e-3)
+    train(model, draw, steps=steps, extra=extra)
     found.clear()
     accuracy = judge(model, draw)[0]
     return sum((p > 0.5).double().mean().item() for p in found) / len(found), accuracy
@@ -74,13 +76,23 @@ def rate_and_accuracy(draw, *, price, steps):
                 "in the published loss makes attention cost anything, and it helps with both",
             ),
         ),
-        0.03,
+        pytest.param(
+            0.03,
+            marks=pytest.mark.xfail(
+                strict=False,
+                reason="rates 0.591 (noise) and 0.348 (recall), accuracy 0.988 and 0.161; from the "
+                "first step on, at width 32: rates 0 and 0, accuracy 0.971 and 0.277",
+            ),
+        ),
     ],
 )
 def test_attention_is_asked_for_where_it_helps(price, record_property):
+    """It is not: a token that is not active gives its gate no gradient, so nothing opens a gate
+    again. Without a price none is ever shut; with one they are before attention has learned.
+    """
     found = {
-        name: rate_and_accuracy(draw, price=price, steps=600)
-        for name, draw in (("noise", noise), ("recall", Recall(pairs=6, keys=16).draw))
+        name: rate_and_accuracy(draw, price=price)
+        for name, draw in (("noise", noise), ("recall", Recall(pairs=8, keys=16).draw))
     }
     record_property("activation rate and accuracy", found)
     assert found["noise"][0] <= 0.5

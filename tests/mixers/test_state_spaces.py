@@ -16,6 +16,7 @@ from stepscan.mixers.s4d import S4DConfig
 from stepscan.mixers.s5 import S5Config
 from stepscan.ops.dplr_conv import dplr_conv
 from stepscan.ops.hippo import MEASURES
+from stepscan.tasks.delay import Delay
 
 FAMILY = (LSSLConfig, S4Config, S4DConfig, S5Config)
 
@@ -263,20 +264,13 @@ def test_lssl_moves_to_half_the_sampling_rate(seed):
     assert full > 0.8, (full, half, wrong)
 
 
-def noise(n, T, shortest, rng):
-    """Noise of variance 1 without periods below `shortest` steps."""
-    spectrum = torch.fft.rfft(torch.randn(n, T, generator=rng))
-    spectrum[:, int(T / shortest) :] = 0
-    x = torch.fft.irfft(spectrum, T)
-    return (x / x.std())[..., None]
-
-
 def copying(T, lag, shortest, rows, rng):
     """A loss: to say what came `lag` steps ago."""
+    task = Delay(length=T, lag=lag, shortest=shortest)
 
     def loss(model):
-        x = noise(rows, T, shortest, rng)
-        return (model(x)[:, lag:] - x[:, :-lag]).square().mean()
+        batch = task.draw(rows, rng)
+        return (model(batch.input)[batch.asked] - batch.target[batch.asked]).square().mean()
 
     return loss
 

@@ -32,7 +32,7 @@ def built(name, rows=R, columns=C, **options):
 
 
 def test_tokens_fold_into_whole_grids_and_back():
-    x = torch.arange(2 * 24).view(2, 24, 1)
+    x = torch.arange(2.0 * 24).view(2, 24, 1)
     grids = as_grid(x, 3, 4)
     assert grids.shape == (4, 3, 4, 1)
     assert torch.equal(grids[1].flatten(), x[0, 12:].flatten())

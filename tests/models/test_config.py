@@ -42,6 +42,19 @@ def test_what_cannot_be_read_is_said(pattern, message):
         parse(pattern)
 
 
+def test_norms_stand_before_or_after():
+    config = dict(head=NextToken(vocab=9), tokens=(9,), width=16, layers="gla*4")
+    places = ModelConfig(**config, norm_place="before after").norm_places
+    assert places == ("before", "after") * 2
+    for place, message in (
+        ("afterwards", "Did you mean 'after'"),
+        ("before*3", "norm_place='before\\*3' to fit 4 layers"),
+        ("before[eps=1]", "want no options"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ModelConfig(**config, norm_place=place)
+
+
 HEADS = [
     NextToken(vocab=9),
     NextEvent(vocab=9),
@@ -66,6 +79,16 @@ def test_every_mixer_survives_json():
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_a_config_from_before_an_option_was_there_means_its_default():
+    config = ModelConfig(tokens=(9,), head=HEADS[0], layers="mamba attention mamba2")
+    old = config.to_dict()
+    for key in ("norm", "norm_eps", "embedding_scale"):
+        del old[key]
+    old["head"] = {"name": "next_token", "vocab": 9}
+    old["layers"] = [{"name": name} for name in ("mamba", "attention", "mamba2")]
+    assert ModelConfig.from_dict(old) == config
+
+
 def test_depth_is_told_to_the_mixers_that_ask():
     config = ModelConfig(tokens=(9,), head=HEADS[0], layers="hgrn2*3")
     assert [(c.layer, c.layers) for c in config.mixers] == [(0, 3), (1, 3), (2, 3)]
@@ -80,6 +103,9 @@ def test_depth_is_told_to_the_mixers_that_ask():
         ({"width": 1 << 40}, "up to 16,777,216"),
         ({"width": "wide"}, "width from 1"),
         ({"dropout": 1.0}, "dropout"),
+        ({"norm": "layr"}, "unknown norm 'layr'. Did you mean 'layer'"),
+        ({"norm_eps": -1.0}, "want 0 <= norm_eps < 1, got -1"),
+        ({"head": {"name": "next_token", "vocab": 9, "soft_cap": 0.0}}, "soft_cap above 0"),
         ({"tokens": [], "reals": 0}, "at least one input column"),
         ({"head": {"name": "next_tokens"}}, "Did you mean 'next_token'"),
         ({"head": {"name": "next_token", "vocap": 3}}, "Did you mean 'vocab'"),

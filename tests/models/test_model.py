@@ -1,5 +1,7 @@
 """Whole models obey the laws of their mixers, whatever they read and say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from laws import causal_law, live_law, reset_law, rows_law, split_law, state_law
@@ -30,8 +32,20 @@ CASES = {
     "classes": ModelConfig(
         width=16, reals=2, head=Classify(classes=4), layers="rwkv7*2 hgrn2", tie=False
     ),
+    "options": ModelConfig(
+        width=16, tokens=(7,), head=NextToken(vocab=7, bias=False, soft_cap=3.0), tie=False,
+        layers="min_gru attention", norm="layer", norm_eps=1e-3, embedding_scale=1.0,
+    ),
+    "norms": ModelConfig(
+        width=16,
+        tokens=(7,),
+        head=NextToken(vocab=7),
+        layers="gla attention",
+        norm="layer",
+        norm_place="before after",
+    ),
     "numbers": ModelConfig(width=16, reals=2, head=Regress(outputs=3), layers="min_gru"),
-}
+}  # fmt: skip
 every_case = pytest.mark.parametrize("config", CASES.values(), ids=CASES)
 
 
@@ -105,6 +119,27 @@ def test_tied_maps_share_one_table():
     assert untied.head.map.weight is not untied.embed.tables[0].weight
 
 
+def test_options_mean_what_they_say():
+    config, tokens = CASES["options"], torch.randint(7, (2, T))
+    capped, free = (
+        SequenceModel(replace(config, head=NextToken(vocab=7, bias=False, soft_cap=cap)))
+        for cap in (config.head.soft_cap, None)
+    )
+    free.load_state_dict(capped.state_dict())
+    with torch.no_grad():
+        free.head.map.weight *= 9
+        capped.head.map.weight *= 9
+    y, wild = capped(tokens)[0], free(tokens)[0]
+    assert wild.abs().max() > 3
+    torch.testing.assert_close(y, 3 * (wild / 3).tanh())
+    assert free.head.map.bias is None
+    x = free.embed(Inputs(tokens=tokens[..., None]))
+    assert torch.equal(x, free.embed.tables[0].weight[tokens])
+    want = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-3).sqrt()
+    for norm in (free.norm, free.blocks[0].norm, free.blocks[1].mlp[0]):
+        torch.testing.assert_close(norm(x), want)
+
+
 def test_quantiles_never_cross():
     config = ModelConfig(width=16, reals=2, head=Forecast(horizon=4), layers="gla")
     y, _ = SequenceModel(config)(10 * torch.randn(2, T, 2))
@@ -128,3 +163,24 @@ def test_compiles_whole(config):
     torch.compiler.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(inputs)[0], model(inputs)[0])
+
+
+@torch.no_grad()
+def test_a_block_adds_what_its_norms_leave():
+    config = ModelConfig(
+        width=16,
+        tokens=(7,),
+        head=NextToken(vocab=7),
+        layers="min_gru*2",
+        norm_place="before after",
+    )
+    model, x = SequenceModel(config).double(), 3 * torch.randn(2, T, 16).double()
+    first, second = model.blocks
+    for block in model.blocks:
+        block.norm.weight.normal_()
+    y = x + first.mixer(first.norm(x))[0]
+    torch.testing.assert_close(first(x, None, None)[0], y + first.mlp[1](first.mlp[0](y)))
+    y = x + second.norm(second.mixer(x)[0])
+    mlp, norm = second.mlp
+    assert isinstance(norm, torch.nn.RMSNorm)
+    torch.testing.assert_close(second(x, None, None)[0], y + norm(mlp(y)))

@@ -62,7 +62,7 @@ CASES = [
     Case(
         "PaTH-FoX",
         "fla.ops.path_attn.naive:naive_path_attn",
-        QKV | {"w": "unit BTHK", "beta": "rate BTH", "g": "decay BTH"},
+        QKV | {"w": "unit BTHK", "beta": "turn BTH", "g": "decay BTH"},
         call_path,
         path,
         wrong={"keys turned by their own tokens": turned_by_itself},

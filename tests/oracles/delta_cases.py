@@ -232,7 +232,7 @@ CASES = [
     Case(
         "Gated DeltaProduct",
         "fla.ops.gated_delta_product.naive:naive_recurrent_gated_delta_product",
-        GATED | {"k": "unit BTNHK", "v": "BTNHV", "beta": "rate BTNH"},
+        GATED | {"k": "unit BTNHK", "v": "BTNHV", "beta": "turn BTNH"},
         call_product,
         delta,
         wrong={"steps in the other order": turned},

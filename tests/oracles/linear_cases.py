@@ -19,7 +19,7 @@ def heads_first(*xs):
 
 
 def scaled(q):
-    """They divide q by sqrt(K) themselves, also where they take a `scale` and do not use it."""
+    """They divide q by sqrt(K) themselves."""
     return q * q.shape[-1] ** -0.5
 
 

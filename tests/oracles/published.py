@@ -28,6 +28,7 @@ KINDS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "unit": lambda x: F.normalize(x, dim=-1),
     "decay": lambda x: F.logsigmoid(2 * x + 1),
     "rate": torch.sigmoid,
+    "turn": lambda x: 2 * torch.sigmoid(x),
     "positive": lambda x: x.exp(),
 }
 

@@ -44,7 +44,7 @@ def of_transformers(mixer, name, config, kind):
     with torch.no_grad():
         for ours, p in mixer.named_parameters():
             target[THEIR_NAMES[name][ours]].copy_(p.reshape(target[THEIR_NAMES[name][ours]].shape))
-    return lambda x: theirs(x).detach()
+    return lambda x: [theirs(x).detach()]
 
 
 def mamba(mixer):
@@ -59,7 +59,7 @@ def mamba2(mixer):
 
 def by_rows(call):
     """Theirs takes one sequence."""
-    return lambda x: torch.stack([call(row) for row in x])
+    return lambda x: [torch.stack(parts) for parts in zip(*map(call, x), strict=True)]
 
 
 def rwkv6(mixer):
@@ -79,7 +79,12 @@ def rwkv6(mixer):
         "gw": w["gate.weight"], "ow": w["out.weight"],
     }  # fmt: skip
     given = {name: given.get(name) for name in inspect.signature(found).parameters}
-    return by_rows(lambda x: found(**given | {"x": x})[0] - x)
+
+    def call(x):
+        y, last, memory = found(**given | {"x": x})
+        return y - x, memory, last
+
+    return by_rows(call)
 
 
 def rwkv7(mixer):
@@ -102,7 +107,12 @@ def rwkv7(mixer):
         "x_prev": torch.zeros(WIDTH, dtype=torch.float64),
         "state": torch.zeros(H, N, N, dtype=torch.float64),
     }  # fmt: skip
-    return by_rows(lambda x: found(**given | {"x": x})[0])
+
+    def call(x):
+        y, last, memory, _ = found(**given | {"x": x})
+        return y, memory.mT, last  # their memory is V x K
+
+    return by_rows(call)
 
 
 THEIRS = {
@@ -127,22 +137,30 @@ def both(name):
     return mixer, theirs(mixer), torch.randn(2, T, WIDTH, dtype=torch.float64)
 
 
+def ours(mixer, x, count):
+    """Output and state, as much of it as theirs gives."""
+    with torch.no_grad():
+        y, state = mixer(x)
+    return [y, *state][:count]
+
+
 @every_mixer
-def test_outputs(name, record_property):
+def test_outputs_and_states(name, record_property):
     mixer, theirs, x = both(name)
-    found = difference([mixer(x)[0].detach()], [theirs(x)])
+    want = theirs(x)
+    found = difference(ours(mixer, x, len(want)), want)
     record_property("difference", (f"{name}, the whole mixer", "torch.float64", found))
 
 
 @every_mixer
 def test_every_weight_counts(name):
     mixer, theirs, x = both(name)
-    want = theirs(x).clone()
+    want = [t.clone() for t in theirs(x)]
     for p in mixer.parameters():
         before = p.detach().clone()
         with torch.no_grad():
             p.add_(0.1 * torch.randn_like(p) * p.abs().mean())
-            got = mixer(x)[0]
+            got = ours(mixer, x, len(want))
             p.copy_(before)
         with pytest.raises(DifferenceError):
-            difference([got], [want])
+            difference(got, want)

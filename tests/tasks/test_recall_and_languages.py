@@ -8,6 +8,7 @@ import torch
 
 from stepscan.tasks.in_context_language import InContextLanguage, ngram_reference
 from stepscan.tasks.needle import Needle
+from stepscan.tasks.passages import KINDS, Passages
 from stepscan.tasks.rebinding import Rebinding
 from stepscan.tasks.rule_grammar import SETTINGS, RuleGrammar
 from stepscan.tasks.set_disjointness import SetDisjointness
@@ -137,12 +138,32 @@ def test_sets_come_in_the_order_asked_for_and_share_at_most_one(first):
         (RuleGrammar, {"gaps": "none"}, "want gaps noise or illegal"),
         (RuleGrammar, {"branching": 16}, "branching < symbols"),
         (SetDisjointness, {"first": "both"}, "want first large or small"),
-        (SetDisjointness, {"large": 200}, "together at most `elements`"),
+        (SetDisjointness, {"large": 400}, "together at most `elements`"),
         (Needle, {"depth": 2.0}, "want depth from 0 to 1"),
-        (Rebinding, {"bound": 40}, "want 1 <= bound <= keys"),
+        (Rebinding, {"bound": 100}, "want 1 <= bound <= keys"),
         (InContextLanguage, {"edges": 8}, "want 2 <= edges < symbols"),
     ],
 )
 def test_settings_that_cannot_be_drawn(task, options, message):
     with pytest.raises(ValueError, match=message):
         task(**options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [64, 128, 256])
+def test_passages_fill_their_length_and_are_answered_from_their_spans_alone(kind, length):
+    task = Passages(kind=kind, length=length)
+    batch, spans = task.draw_with_spans(200, rng())
+    assert batch.input.shape[1] == length
+    assert (batch.input == task.vocab - 1).sum(1).max() < task.passage
+    assert task.score(task.solve(batch.input), batch) == 1
+    question = torch.zeros_like(spans)
+    question[:, -3:] = True
+    filler = task.vocab - 1
+    only = torch.where(spans | question, batch.input, filler)
+    without = torch.where(spans, filler, batch.input)
+    assert task.score(task.solve(only), batch) == 1
+    assert task.score(task.solve(without), batch) < task.chance + 3 * 0.25 / 200**0.5
+    share = spans.double().mean().item()
+    wanted = {"single": 1, "multiple": 2, "global": task.passages}[kind.split()[-1]]
+    assert abs(share - wanted * task.passage / length) < 1e-9

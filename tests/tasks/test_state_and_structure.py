@@ -15,6 +15,7 @@ OPTIONS = [
     ("modular_sum", {"modulus": 7, "begin": False}),
     *(("word_problem", {"group": group}) for group in GROUPS),
     ("flip_flop", {"ignore": 0.0}),
+    ("flip_flop", {"joined": True, "ignore": 0.6}),
     *(("tomita", {"number": number}) for number in range(1, 8)),
     ("dyck", {"ask": "depth"}),
     ("dyck", {"types": 1, "depth": 1}),

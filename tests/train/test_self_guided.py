@@ -62,7 +62,7 @@ def test_errors_say_what_to_fix():
         set_guidance(model, 1.5)
 
 
-def trained(seed, *, guided, mlp=MIXER, steps=500, width=64):
+def trained(seed, *, guided, mlp=MIXER, steps=300, width=64):
     """The mean loss on the last of the text, in nats per byte; the same batches for all."""
     text = "\n".join(pydoc_data.topics.topics.values()).encode("ascii", "replace")
     text = torch.tensor(list(text))

@@ -37,7 +37,8 @@ def largest_exponent(
 ) -> float:
     """Largest Lyapunov exponent per unit of time, mean over `rows` trajectories."""
     state = system.start(rows, rng)
-    other = state + apart * torch.randn(state.shape, generator=rng, dtype=state.dtype)
+    gap = torch.randn(state.shape, generator=rng, dtype=state.dtype)
+    other = state + gap * (apart / gap.norm(dim=1, keepdim=True))
     grown = torch.zeros(rows, dtype=state.dtype)
     for t in range(settle + samples):
         state, other = system.advance(state), system.advance(other)

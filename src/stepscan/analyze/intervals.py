@@ -76,3 +76,21 @@ def _inside(angle: float, freedom: int) -> float:
         total += term
         term *= cosine**2 * ((2 * k + 2) / (2 * k + 3) if odd else (2 * k + 1) / (2 * k + 2))
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Spearman's: Pearson's correlation of the ranks, ties sharing theirs; None without spread."""
+    if len(xs) != len(ys) or len(xs) < 2:
+        raise ValueError(f"want two or more pairs, got {len(xs)} and {len(ys)} values.")
+    a, b = _ranks(xs), _ranks(ys)
+    middle = (len(xs) + 1) / 2
+    spread = math.sqrt(sum((x - middle) ** 2 for x in a) * sum((y - middle) ** 2 for y in b))
+    if not spread:
+        return None
+    return sum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True)) / spread
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    below = [sum(other < value for other in values) for value in values]
+    equal = [sum(other == value for other in values) for value in values]
+    return [less + (same + 1) / 2 for less, same in zip(below, equal, strict=True)]

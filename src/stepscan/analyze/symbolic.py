@@ -42,12 +42,11 @@ class SymbolGraph(NamedTuple):
 
 def symbols(cell: Any, z: Float[Tensor, "B T E"]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "S P"]]:
     """The symbol of each state, 0 the most frequent one, and the pattern of each symbol."""
-    opened = cell.regions(z)
-    patterns, number, count = torch.unique(
-        opened.flatten(0, 1), dim=0, return_inverse=True, return_counts=True
-    )
+    opened = cell.regions(z).flatten(0, 1)
+    opened = torch.cat([opened.new_ones(len(opened), 1), opened], 1)  # unique wants a column
+    patterns, number, count = torch.unique(opened, dim=0, return_inverse=True, return_counts=True)
     order = count.argsort(descending=True, stable=True)
-    return order.argsort()[number].view(opened.shape[:2]), patterns[order]
+    return order.argsort()[number].view(z.shape[:2]), patterns[order, 1:]
 
 
 def symbol_graph(cell: Any, z: Float[Tensor, "B T E"]) -> SymbolGraph:

@@ -40,6 +40,18 @@ def parse(args: type[A], argv: Sequence[str], *, command: str) -> A:
         raise ValueError(f"{command}: {_reason(said.getvalue())} {help_}") from None
 
 
+def names(text: str) -> list[str]:
+    """Split at commas, but not at those inside brackets: attention[window=64,heads=2]."""
+    found, depth = [""], 0
+    for letter in text:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [name.strip() for name in found if name.strip()]
+
+
 def _flags(args: type[Any]) -> Iterator[str]:
     """The flags of a dataclass and of those inside it, with their other names."""
     hints = get_type_hints(args, include_extras=True)

@@ -9,7 +9,7 @@ import tyro
 
 from stepscan.apps.compare import compare
 from stepscan.apps.progress import Voice
-from stepscan.cli.arguments import parse
+from stepscan.cli.arguments import names, parse
 from stepscan.data.base import DataOptions
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(Args, argv, command="compare")
     results = compare(
         args.data,
-        _names(args.mixers),
+        names(args.mixers),
         minutes=args.minutes,
         seeds=args.seeds,
         width=args.width,
@@ -62,15 +62,3 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(results, indent=2))
     return 0
-
-
-def _names(text: str) -> list[str]:
-    """Split at commas, but not at those inside brackets: attention[window=64,heads=2]."""
-    names, depth = [""], 0
-    for letter in text:
-        depth += (letter == "[") - (letter == "]")
-        if letter == "," and not depth:
-            names.append("")
-        else:
-            names[-1] += letter
-    return [name.strip() for name in names if name.strip()]

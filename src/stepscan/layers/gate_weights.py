@@ -13,22 +13,26 @@ from torch import Tensor, nn
 class GateWeights(nn.Module):
     """Weights and biases of one cell: maps from x and from h to all of its gates.
 
-    Initial values as in `torch.nn.LSTM`: all uniform in +-1/sqrt(E).
+    Initial values as in `torch.nn.LSTM`: all uniform in +-1/sqrt(E), R in +-1/sqrt(its inputs).
+    With several heads, R is a block for each of them, and all weights are head by head.
     """
 
-    def __init__(self, inputs: int, outputs: int, gates: int) -> None:
+    def __init__(self, inputs: int, outputs: int, gates: int, heads: int = 1) -> None:
         super().__init__()
-        self.input_weight = nn.Parameter(torch.empty(gates * outputs, inputs))
-        self.recurrent_weight = nn.Parameter(torch.empty(gates * outputs, outputs))
-        self.input_bias = nn.Parameter(torch.empty(gates * outputs))
-        self.recurrent_bias = nn.Parameter(torch.empty(gates * outputs))
+        size = outputs // heads
+        shape = (gates * size,) if heads == 1 else (heads, gates * size)
+        self.outputs = outputs
+        self.input_weight = nn.Parameter(torch.empty(*shape, inputs))
+        self.recurrent_weight = nn.Parameter(torch.empty(*shape, size))
+        self.input_bias = nn.Parameter(torch.empty(shape))
+        self.recurrent_bias = nn.Parameter(torch.empty(shape))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Fresh initial values."""
-        bound = self.recurrent_weight.shape[1] ** -0.5
         for p in self.parameters():
-            nn.init.uniform_(p, -bound, bound)
+            inputs = p.shape[-1] if p is self.recurrent_weight else self.outputs
+            nn.init.uniform_(p, -(inputs**-0.5), inputs**-0.5)
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What a cell of `ops/cells.py` is made of."""
@@ -43,6 +47,8 @@ def copy_torch_weights(
     Raises `ValueError` unless `source` is a one-directional `mode` ("LSTM", "GRU") of these sizes.
     """
     input_weight, recurrent_weight, *_ = cells[0]
+    if recurrent_weight.ndim > 2:
+        raise ValueError(f"torch's {mode} has no heads: want heads=1, got {len(recurrent_weight)}")
     want = mode, input_weight.shape[1], recurrent_weight.shape[1], len(cells)
     got = source.mode, source.input_size, source.hidden_size, source.num_layers
     plain = not source.bidirectional and not source.proj_size

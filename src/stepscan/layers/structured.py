@@ -126,12 +126,13 @@ class BlockShuffle(Structured):
         return _blocks(dealt, self.second).mT.flatten(-2)
 
 
+Kind = type[LowRank] | type[BlockDense] | type[BlockShuffle]
+
+
 class StructuredMLP(nn.Module):
     """y = W_o gelu(W_i x) with structured maps of one kind."""
 
-    def __init__(
-        self, kind: type[Structured], width: int, ratio: float, rank: float, blocks: int
-    ) -> None:
+    def __init__(self, kind: Kind, width: int, ratio: float, rank: float, blocks: int) -> None:
         super().__init__()
         if not 0 < rank <= 1 or blocks < 1:
             raise ValueError(

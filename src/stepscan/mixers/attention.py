@@ -148,11 +148,11 @@ class Attention(Mixer[AttentionState]):
     ) -> tuple[Float[Tensor, "B T D"], AttentionState]:
         """Mix along T."""
         q, k, v = self.qkv(x).split(self.sizes, -1)
-        if self.q_norm is not None and self.k_norm is not None and self.config.qk_norm_whole:
-            q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.qk_norm_whole:
+            q, k = self._normed(q, k)
         q, k, v = (rearrange(y, "b t (h k) -> b t h k", k=self.head_size) for y in (q, k, v))
-        if self.q_norm is not None and self.k_norm is not None and not self.config.qk_norm_whole:
-            q, k = self.q_norm(q), self.k_norm(k)
+        if not self.config.qk_norm_whole:
+            q, k = self._normed(q, k)
         if self.config.rotary:
             place = _positions(x, state, resets)
             base, both = self.config.rotary_base, torch.cat([q, k], 2)
@@ -164,6 +164,11 @@ class Attention(Mixer[AttentionState]):
         if self.gate is not None:
             y = torch.sigmoid(self.gate(x)) * y
         return self.out(y), state
+
+    def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(q), self.k_norm(k)
 
 
 def _check_stretch(stretch: tuple[float, ...] | None) -> None:

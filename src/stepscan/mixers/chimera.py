@@ -8,11 +8,11 @@
 The channels of a token are `variates` groups, a row of the plane over time; information crosses
 from one to another through h2 alone, in both directions of the variates. Two heads: the trend has
 real A and steps from 1e-3 to 1e-1 as Mamba, the seasonal one complex A and steps of 1 at the start,
-so that its states turn at periods from 4 to 64 tokens. A, A' < 0, and |a|, |a'| < 1: no state grows.
+so that its states turn at periods from 4 to 64 tokens. A, A' < 0 and |a|, |a'| < 1: nothing grows.
 The recurrence, two steps that see the input, two heads, and both directions are published. How the
 published model discretises the coupled A2 and A3 could not be checked; here they see the other
 state as an input that is held for the step. Deviations: diagonal complex A in place of a companion
-matrix (of which it is the eigenvalues); a learned e_v tells variates apart; initial values are ours.
+matrix (of which it is the eigenvalues); a learned e_v tells variates apart; the initial values.
 Causal in time. `cross=False` leaves every variate alone (A3 = A4 = 0).
 State: V x 2 x E x N floats and as many complex numbers, for each direction, constant in T.
 Cost: O(T V E N).

@@ -17,6 +17,7 @@ from stepscan.mixers.base import MixerConfig
 from stepscan.mixers.recurrent import Recurrent, inner_width
 from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops import cells
+from stepscan.ops.headed_cells import by_heads, heads_divide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +37,27 @@ class ElmanConfig(MixerConfig):
 
     expansion: float = 1.0
     """Width E of the hidden state, as a multiple of the model width."""
+    heads: int = 1
+    """Number of heads H, each with a recurrence of its own (block-diagonal R); must divide E."""
 
     def build(self, width: int) -> "Elman":
         """Build the module for a model of this width."""
-        return Elman(width, inner_width(self.name, width, self.expansion))
+        inner = inner_width(self.name, width, self.expansion)
+        heads_divide(self.name, inner, self.heads)
+        return Elman(width, inner, self.heads)
 
 
 class Elman(Recurrent):
     """See the module docstring."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, heads: int) -> None:
         super().__init__(width, inner)
-        self.weights = GateWeights(width, inner, 1)
+        self.weights = GateWeights(width, inner, 1, heads)
 
     def load_torch(self, source: nn.RNN) -> None:
         """Copy the weights of a one-directional tanh `torch.nn.RNN` of the same sizes."""
         copy_torch_weights([self.weights()], source, mode="RNN_TANH")
 
-    def cell(self) -> cells.Elman:
+    def cell(self) -> cells.Cell:
         """The weights as a cell."""
-        return cells.Elman(*self.weights())
+        return by_heads("elman", *self.weights())

@@ -23,6 +23,7 @@ from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops import cells
+from stepscan.ops.headed_cells import by_heads, heads_divide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class GRUConfig(MixerConfig):
     """Width E of the hidden state, as a multiple of the model width."""
     depth: int = 1
     """How many cells stand on top of each other (`num_layers` of `torch.nn.GRU`)."""
+    heads: int = 1
+    """Number of heads H, each with a recurrence of its own (block-diagonal R); must divide E."""
 
     def build(self, width: int) -> "GRU":
         """Build the module for a model of this width."""
@@ -53,6 +56,7 @@ class GRUConfig(MixerConfig):
                 "gru: want an expansion that leaves a hidden state and a depth of 1 or more, "
                 f"got expansion={self.expansion} of width {width}, depth={self.depth}"
             )
+        heads_divide(self.name, inner, self.heads)
         return GRU(self, width, inner)
 
 
@@ -70,7 +74,8 @@ class GRU(Mixer[GRUState]):
         self.config = config
         self.inner = inner
         self.cells = nn.ModuleList(
-            GateWeights(inputs, inner, 3) for inputs in (width, *[inner] * (config.depth - 1))
+            GateWeights(inputs, inner, 3, config.heads)
+            for inputs in (width, *[inner] * (config.depth - 1))
         )
         self.out = Linear(inner, width, bias=False) if inner != width else None
 
@@ -78,11 +83,11 @@ class GRU(Mixer[GRUState]):
         """Copy the weights of a one-directional `torch.nn.GRU` of the same sizes."""
         copy_torch_weights([cell() for cell in self.cells], source, mode="GRU")
 
-    def cell(self) -> cells.GRU:
+    def cell(self) -> cells.Cell:
         """The weights as a cell, where there is one only; else `ValueError`."""
         if self.config.depth > 1:
             raise ValueError(f"gru: want depth=1 for a single cell, got {self.config.depth}")
-        return cells.GRU(*self.cells[0]())
+        return by_heads("gru", *self.cells[0]())
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -104,7 +109,7 @@ class GRU(Mixer[GRUState]):
         ends: list[Tensor] = []
         for cell, start in zip(self.cells, state.hidden.unbind(1), strict=True):
             x, end = cells.cell_scan(
-                cells.GRU(*cell()), x, state=cells.HiddenState(start), resets=resets
+                by_heads("gru", *cell()), x, state=cells.HiddenState(start), resets=resets
             )
             ends.append(end.hidden)
         y = x if self.out is None else self.out(x)

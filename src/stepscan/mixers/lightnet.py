@@ -121,11 +121,16 @@ class LightNet(Mixer[LightNetState]):
         if self.config.columns is not None:
             nodes = as_grid(x, self.config.rows, self.config.columns)
             nodes = nodes if self.toeplitz is None else self.toeplitz(nodes)
-            y, _ = self._everywhere(nodes.flatten(1, 2), self.init_state(len(nodes)), None)
+            y, _ = self._everywhere(nodes.flatten(1, 2), self.init_state(len(nodes)))
             return y.view_as(x), self.init_state(len(x), device=x.device)
-        memory, log_sum = state = self.init_state(len(x)) if state is None else state
+        state = self.init_state(len(x)) if state is None else state
         if not self.causal:
-            return self._everywhere(x, state, resets)
+            if x.shape[1] == 0:
+                return x, state
+            return (
+                self._everywhere(x, state) if resets is None else self._segments(x, state, resets)
+            )
+        memory, log_sum = state
         q, k, v = self.qkv(x).chunk(3, -1)
         k = k.to(torch.promote_types(k.dtype, log_sum.dtype))
         z, last = semiring_scan(
@@ -146,34 +151,43 @@ class LightNet(Mixer[LightNetState]):
         return self._finish(y, x), LightNetState(memory, last)
 
     def _everywhere(
-        self, x: Float[Tensor, "B T D"], state: LightNetState, resets: Bool[Tensor, "B T"] | None
+        self, x: Float[Tensor, "B T D"], state: LightNetState
     ) -> tuple[Float[Tensor, "B T D"], LightNetState]:
-        """All tokens of a segment read its whole memory: a sum, in any order."""
+        """All tokens read the whole memory: a sum, in any order."""
         memory, log_sum = state
         q, k, v = self.qkv(x).chunk(3, -1)
         k = k.to(torch.promote_types(k.dtype, log_sum.dtype))
-        if resets is None:
-            last = torch.cat([log_sum[:, None].to(k.dtype), k], 1).logsumexp(1)
-            z = last[:, None]
-            held = (log_sum - last).exp()
-        else:
-            z, last = semiring_scan(
-                torch.zeros_like(k), k, "logsumexp_plus", state=log_sum, resets=resets
-            )
-            z = z.gather(1, _ends(resets)[..., None].expand_as(z))  # of whole segments
-            held = (log_sum - z[:, 0]).masked_fill(resets[:, :1], -torch.inf).exp()
-        q, k, v = (p.unflatten(-1, (self.config.heads, -1)) for p in (F.silu(q), (k - z).exp(), v))
-        q, memory = q * q.shape[-1] ** -0.5, memory * held.view(*memory.shape[:3], 1)
+        top = torch.maximum(k.amax(1), log_sum).detach()  # it cancels in all that follows
+        weight, before = (k - top[:, None]).exp(), (log_sum - top).exp()
+        total = weight.sum(1) + before
+        q, k, v = (p.unflatten(-1, (self.config.heads, -1)) for p in (F.silu(q), weight, v))
         if self.config.positions in ("lrpe", "both"):
             assert self.config.columns is not None
             nodes = (-1, self.config.columns)
             q, k = (md_lrpe(p.unflatten(1, nodes)).flatten(1, 2) for p in (q, k))
-        if resets is None:
-            memory = memory + torch.einsum("bthk,bthv->bhkv", k, v.to(k.dtype))
-            y = torch.einsum("bthk,bhkv->bthv", q, memory.to(q.dtype))
-        else:
-            given = {"prefix_k": k, "prefix_v": v, "inside": torch.ones_like(resets)}
-            y, memory = prefix_read(q, torch.zeros_like(k), v, **given, state=memory, resets=resets)
+        written = torch.einsum("bthk,bthv->bhkv", k, v.to(k.dtype))
+        before, total = (p.view(*memory.shape[:3], 1) for p in (before, total))
+        memory = (memory * before + written) / total
+        y = torch.einsum("bthk,bhkv->bthv", q, (memory * q.shape[-1] ** -0.5).to(q.dtype))
+        return self._finish(y, x), LightNetState(memory, top + total.flatten(1).log())
+
+    def _segments(
+        self, x: Float[Tensor, "B T D"], state: LightNetState, resets: Bool[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T D"], LightNetState]:
+        """All tokens of a segment read its whole memory."""
+        memory, log_sum = state
+        q, k, v = self.qkv(x).chunk(3, -1)
+        k = k.to(torch.promote_types(k.dtype, log_sum.dtype))
+        z, last = semiring_scan(
+            torch.zeros_like(k), k, "logsumexp_plus", state=log_sum, resets=resets
+        )
+        z = z.gather(1, _ends(resets)[..., None].expand_as(z))  # of whole segments
+        held = (log_sum - z[:, 0]).masked_fill(resets[:, :1], -torch.inf).exp()
+        parts = F.silu(q) * (q.shape[-1] // self.config.heads) ** -0.5, (k - z).exp(), v
+        q, k, v = (p.unflatten(-1, (self.config.heads, -1)) for p in parts)
+        memory = memory * held.view(*memory.shape[:3], 1)
+        given = {"prefix_k": k, "prefix_v": v, "inside": torch.ones_like(resets)}
+        y, memory = prefix_read(q, torch.zeros_like(k), v, **given, state=memory, resets=resets)
         return self._finish(y, x), LightNetState(memory, last)
 
     def _finish(self, y: Float[Tensor, "B T H K"], x: Float[Tensor, "B T D"]) -> Tensor:

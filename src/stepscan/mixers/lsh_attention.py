@@ -19,14 +19,14 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.ops.arguments import as_resets
-from stepscan.ops.compress_select import compress_each, expand, select
+from stepscan.ops.compress_select import Selection, compress_each, expand, select
 from stepscan.ops.positions import positions
 
 ITSELF = -1e5
@@ -131,7 +131,10 @@ class LSHAttention(Mixer[LSHAttentionState]):
             y = by_bucket(queries, values, buckets, segment, self.config.buckets)[:, before:]
         gone = (segment != segment[:, -1:])[..., None, None]
         state = LSHAttentionState(
-            *(z.masked_fill(gone, 0) for z in (queries, values, buckets)), place[:, -1] + 1
+            queries.masked_fill(gone, 0.0),
+            values.masked_fill(gone, 0.0),
+            buckets.masked_fill(gone, 0),
+            place[:, -1] + 1,
         )
         return self.out(y.flatten(2).to(x.dtype)), state
 
@@ -166,13 +169,8 @@ def by_bucket(
     for own in buckets.unbind(-1):
         sent = F.one_hot(own, count).flatten(2) > 0  # [B S H C]
         selection = select(sent)
-
-        def each(z: Tensor, selection=selection) -> Tensor:  # noqa: ANN001
-            spread = z[:, :, :, None].expand(-1, -1, -1, count, *z.shape[3:])
-            return compress_each(spread.flatten(2, 3), selection)  # [B H C S' ...]
-
-        q, k, v, c = each(queries), each(_unit(queries)), each(values), each(buckets)
-        part = each(segment[..., None].expand(-1, -1, H))
+        parts = queries, _unit(queries), values, buckets, segment[..., None].expand(-1, -1, H)
+        q, k, v, c, part = (_places(z, count, selection) for z in parts)
         age = _ages(q)
         shared = (c[..., :, None, :] == c[..., None, :, :]).sum(-1)
         seen = (part[..., :, None] == part[..., None, :]) & (age >= 0) & (shared > 0)
@@ -181,12 +179,20 @@ def by_bucket(
         total = scores.logsumexp(-1, keepdim=True)
         y = torch.cat([(scores - total).exp() @ v, total], -1)
         y = y.unflatten(1, (H, count)).flatten(0, 1)
-        selection = type(selection)(*(z.unflatten(1, (H, count)).flatten(0, 1) for z in selection))
+        selection = Selection(*(z.unflatten(1, (H, count)).flatten(0, 1) for z in selection))
         y, total = expand(y, selection, S).unflatten(0, (B, H)).split([v.shape[-1], 1], -1)
         found.append(y)
         totals.append(total)
     weights = torch.stack(totals).softmax(0)
     return (weights * torch.stack(found)).sum(0).transpose(1, 2)
+
+
+def _places(
+    z: Shaped[Tensor, "B S H *rest"], count: int, selection: Selection
+) -> Shaped[Tensor, "B G P *rest"]:
+    """What stands at the places of each bucket of each head, G = H * count of them."""
+    spread = z[:, :, :, None].expand(-1, -1, -1, count, *z.shape[3:])
+    return compress_each(spread.flatten(2, 3), selection)
 
 
 def _unit(queries: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops import cells
+from stepscan.ops.headed_cells import by_heads, heads_divide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class LSTMConfig(MixerConfig):
     """Width E of the hidden state, as a multiple of the model width."""
     depth: int = 1
     """How many cells stand on top of each other (`num_layers` of `torch.nn.LSTM`)."""
+    heads: int = 1
+    """Number of heads H, each with a recurrence of its own (block-diagonal R); must divide E."""
 
     def build(self, width: int) -> "LSTM":
         """Build the module for a model of this width."""
@@ -52,6 +55,7 @@ class LSTMConfig(MixerConfig):
                 "lstm: want an expansion that leaves a hidden state and a depth of 1 or more, "
                 f"got expansion={self.expansion} of width {width}, depth={self.depth}"
             )
+        heads_divide(self.name, inner, self.heads)
         return LSTM(self, width, inner)
 
 
@@ -70,7 +74,8 @@ class LSTM(Mixer[LSTMState]):
         self.config = config
         self.inner = inner
         self.cells = nn.ModuleList(
-            GateWeights(inputs, inner, 4) for inputs in (width, *[inner] * (config.depth - 1))
+            GateWeights(inputs, inner, 4, config.heads)
+            for inputs in (width, *[inner] * (config.depth - 1))
         )
         self.out = Linear(inner, width, bias=False) if inner != width else None
 
@@ -78,11 +83,11 @@ class LSTM(Mixer[LSTMState]):
         """Copy the weights of a one-directional `torch.nn.LSTM` of the same sizes."""
         copy_torch_weights([cell() for cell in self.cells], source, mode="LSTM")
 
-    def cell(self) -> cells.LSTM:
+    def cell(self) -> cells.Cell:
         """The weights as a cell, where there is one only; else `ValueError`."""
         if self.config.depth > 1:
             raise ValueError(f"lstm: want depth=1 for a single cell, got {self.config.depth}")
-        return cells.LSTM(*self.cells[0]())
+        return by_heads("lstm", *self.cells[0]())
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -105,7 +110,7 @@ class LSTM(Mixer[LSTMState]):
         ends: list[cells.LSTMState] = []
         for cell, *start in zip(self.cells, *(s.unbind(1) for s in state), strict=True):
             x, end = cells.cell_scan(
-                cells.LSTM(*cell()), x, state=cells.LSTMState(*start), resets=resets
+                by_heads("lstm", *cell()), x, state=cells.LSTMState(*start), resets=resets
             )
             ends.append(end)
         y = x if self.out is None else self.out(x)

@@ -9,7 +9,8 @@ States never leave the range of the r and s seen so far, and the gradient along 
 selected is exactly one, however long it is. The neurons of size 1 are those of the published code;
 the paper's algebra is that of matrices, which a neuron needs to permute its states (parity). The
 layer's convolution over two tokens, its feed-forward part and its norms are left to the backbone.
-States that start level stay level under equal tokens: to follow parity, a token must come first.
+A state that starts level comes to rest under equal tokens: to follow parity, let a token come first
+that writes.
 Initial values: those of a linear map, but 1 for b_s, since at s < 0 < r a state would stay 0; how a
 matrix starts is not published: large on its diagonal (b_r = 1), so that states are kept at first,
 and b_s = -1/2, so that few tokens write (with 1 all do, and nothing is kept).

@@ -137,5 +137,7 @@ def positive_features(
 def orthogonal_directions(count: int, size: int) -> Float[Tensor, "m K"]:
     """Normal vectors, at right angles in groups of `size`."""
     groups = -(-count // size)
-    rows = torch.linalg.qr(torch.randn(groups, size, size)).Q.mT.flatten(0, 1)[:count]
+    Q, R = torch.linalg.qr(torch.randn(groups, size, size))
+    even = Q * R.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # QR's own signs are not random ones
+    rows = even.mT.flatten(0, 1)[:count]
     return rows * torch.randn(count, size).norm(dim=-1, keepdim=True)

@@ -38,8 +38,10 @@ from stepscan.ops.grid_scan import grid_scan
 
 FLIPS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))
 """Axes of a grid that are turned round to read it from each corner."""
-GATES = {"P": ("source", "mark", "transition", "angle")}
-GATES["D"] = ("right", "down", "left", "up", "pass_right", "pass_down", "turn")
+GATES: dict[str, tuple[str, ...]] = {
+    "P": ("source", "mark", "transition", "angle"),
+    "D": ("right", "down", "left", "up", "pass_right", "pass_down", "turn"),
+}
 SEQUENCE = ("source", "mark", "transition")
 OPEN = ("transition", "pass_right", "pass_down", "turn")  # the gates that start near 1
 
@@ -69,6 +71,9 @@ class PLSTMConfig(MixerConfig):
     """Columns of a grid; None: a sequence."""
     mode: str = "P"
     """In a grid: "P", directed propagation, or "D", distribution."""
+    gate_bias: float = -5.0
+    """Where the logits of the source, mark and direct gates start; near 0 small models learn
+    sooner."""
 
     def build(self, width: int) -> "PLSTM":
         """Build the module for a model of this width."""
@@ -108,7 +113,7 @@ class PLSTM(Mixer[PLSTMState]):
     def reset_parameters(self) -> None:
         """Fresh initial values of the gates."""
         nn.init.zeros_(self.gate.weight)
-        self.gate.bias.fill_(-5.0)
+        self.gate.bias.fill_(self.config.gate_bias)
         heads = self.config.heads
         own = self.gate.bias[heads:].view(len(self.gates), self.corners, heads)
         for name, bias in zip(self.gates, own, strict=True):
@@ -170,15 +175,16 @@ class PLSTM(Mixer[PLSTMState]):
             never = torch.zeros_like(gates["turn"])
             right = torch.stack([gates["pass_right"], gates["turn"]], -1)
             transition = torch.stack([right, torch.stack([never, gates["pass_down"]], -1)], -2)
-        same = [torch.cat([part.flip(axes) for axes in FLIPS]) for part in (q, k, v, direct)]
-        own = {
-            name: torch.cat([part[:, :, :, i].flip(axes) for i, axes in enumerate(FLIPS)])
-            for name, part in (("source", source), ("mark", mark), ("transition", transition))
-        }
-        y, _ = grid_scan(*same[:3], direct=same[3], **own)
+        q, k, v, direct = (torch.cat([p.flip(axes) for axes in FLIPS]) for p in (q, k, v, direct))
+        source, mark, transition = (
+            torch.cat([part[:, :, :, i].flip(axes) for i, axes in enumerate(FLIPS)])
+            for part in (source, mark, transition)
+        )
+        gates = {"source": source, "mark": mark, "transition": transition, "direct": direct}
+        y, _ = grid_scan(q, k, v, state=None, resets=None, form="auto", **gates)
         y = self.norm(y.to(x.dtype)).chunk(len(FLIPS))
-        mean = sum(part.flip(axes) for part, axes in zip(y, FLIPS, strict=True)) / len(FLIPS)
-        return self.out(mean.flatten(3))
+        back = [part.flip(axes) for part, axes in zip(y, FLIPS, strict=True)]
+        return self.out(torch.stack(back).mean(0).flatten(3))
 
     def _select(
         self, x: Float[Tensor, "*n D"], local: Float[Tensor, "*n D"]

@@ -5,6 +5,12 @@
 
 Initial values of S4D-Lin: A_n = -1/2 + i pi n, or others (`init`); C complex normal, log dt uniform
 between the logs of 1e-3 and 1e-1; zero-order hold as above, or bilinear; B = 1, its gain lies in C.
+`liquid` makes it Liquid-S4's recurrence (arXiv:2209.12951), whose input also says how it goes on,
+
+    h_t = (exp(dt A) + b x_t) h_{t-1} + b x_t                 b = (exp(dt A) - 1) / A
+
+as a whole, where the authors compute the terms of its kernel that have few factors, discretise
+bilinearly and begin with HiPPO's A (`init="legs"`, `discretization="bilinear"`). Nothing bounds it.
 As published, without dropout.
 State: B x D x N floats (N / 2 complex), constant in T.
 Cost: O(T D N), as products with a kernel of 32 tokens.
@@ -14,7 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +31,7 @@ from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.names import lookup
 from stepscan.ops.discretize import METHODS, discretize_diagonal
 from stepscan.ops.hippo import LEAST_DECAY, diagonal
+from stepscan.ops.linear_scan import linear_scan
 from stepscan.ops.ssm_conv import ssm_conv
 
 
@@ -55,6 +62,8 @@ class S4DConfig(MixerConfig):
     """"zoh", "bilinear" or "euler"."""
     step_rescale: float = 1.0
     """A factor for all dt: 2 to run a trained model on half the sampling rate."""
+    liquid: bool = False
+    """Let the input change the transition, as in Liquid-S4; memory of training grows by N."""
 
     def build(self, width: int) -> "S4D":
         """Build the module for a model of this width."""
@@ -120,13 +129,30 @@ class S4D(Mixer[S4DState]):
         A = torch.complex(-self.log_decay.to(wide).exp(), self.frequency.to(wide))
         dt = self.config.step_rescale * self.log_step.to(wide).exp()[:, None]
         log_a, b = discretize_diagonal(A, dt, self.config.discretization)
-        y, memory = ssm_conv(
-            x,
-            log_a=log_a,
-            b=b,
-            c=2 * torch.view_as_complex(self.readout.to(wide)),
-            state=None if state is None else torch.view_as_complex(state.memory.contiguous()),
-            resets=resets,
-        )
+        c = 2 * torch.view_as_complex(self.readout.to(wide))
+        before = None if state is None else torch.view_as_complex(state.memory.contiguous())
+        run = _liquid if self.config.liquid else ssm_conv
+        y, memory = run(x, log_a=log_a, b=b, c=c, state=before, resets=resets)
         y = F.glu(self.out(F.gelu(y + self.skip * x)), dim=-1)
         return y, S4DState(torch.view_as_real(memory))
+
+
+def _liquid(
+    x: Float[Tensor, "B T D"],
+    *,
+    log_a: Complex[Tensor, "D N"],
+    b: Complex[Tensor, "D N"],
+    c: Complex[Tensor, "D N"],
+    state: Complex[Tensor, "B D N"] | None,
+    resets: Bool[Tensor, "B T"] | None,
+) -> tuple[Float[Tensor, "B T D"], Complex[Tensor, "B D N"]]:
+    """The arguments and results of `ssm_conv`, with b x in the transition."""
+    write = b * x[..., None]
+    h, last = linear_scan(
+        (log_a.exp() + write).flatten(2),
+        write.flatten(2),
+        state=None if state is None else state.flatten(1),
+        resets=resets,
+    )
+    y = (c * h.unflatten(2, c.shape)).real.sum(-1)
+    return y.to(x.dtype), last.unflatten(1, c.shape)

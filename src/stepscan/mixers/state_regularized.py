@@ -5,7 +5,9 @@
 Around any mixer of one nonlinear cell. With a small temperature tau the hidden state is always one
 of the k centroids S, and can be read as the state of a finite automaton; what an LSTM keeps in its
 cell state is its stack. The soft transition of the paper, in training and in use. First values of
-the centroids, ours: uniform in (-1, 1), where the hidden states of gated cells lie.
+the centroids, ours: uniform in (-1, 1), where the hidden states of gated cells lie. From there
+automata of more than two states are hardly learned: `place` puts the centroids where the states of
+a cell lie that was trained without them (`cell` alone as the mixer), and training goes on.
 State and cost: those of the inner mixer, and O(T k E).
 """
 
@@ -76,6 +78,20 @@ class StateRegularized(Recurrent):
     def reset_parameters(self) -> None:
         """Fresh centroids."""
         nn.init.uniform_(self.centroids, -1, 1)
+
+    def place(self, hidden: Float[Tensor, "*n E"], rng: torch.Generator) -> None:
+        """Centroids at the centres of these hidden states: k-means, begun at points far apart."""
+        h = hidden.detach().flatten(0, -2)
+        found = h[torch.randint(len(h), (1,), generator=rng)]
+        for _ in range(self.config.centroids - 1):
+            far = torch.cdist(h, found).amin(1).argmax()
+            found = torch.cat([found, h[far][None]])
+        for _ in range(10):
+            at = torch.cdist(h, found).argmin(1)
+            count = torch.bincount(at, minlength=len(found)).clamp(min=1)
+            found = torch.zeros_like(found).index_add_(0, at, h) / count[:, None]
+        with torch.no_grad():
+            self.centroids.copy_(found)
 
     def nearest(self, hidden: Float[Tensor, "*n E"]) -> Int[Tensor, "*n"]:
         """Which centroid a hidden state is at: the state of the automaton."""

@@ -26,7 +26,7 @@ still read by later loops of later tokens.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -93,35 +93,58 @@ class Depth(nn.Module):
         self, stack: Stack, x: Tensor, state: States, resets: Tensor | None
     ) -> tuple[Tensor, States]:
         """The stack, `loops` times; `state` and what is returned hold one loop after the other."""
-        size, after = len(state) // self.loops, []
-        y, spent = torch.zeros_like(x), x.new_zeros(())
-        running = torch.ones_like(x[..., :1], dtype=torch.bool)
-        ponder = x.new_zeros(())
-        for n in range(self.loops):
-            seen = x + _sinusoid(n, x) if self.embed else x
-            new, part = stack(seen, state[n * size : (n + 1) * size], resets)
+        size = len(state) // self.loops
+        parts = [state[n * size : (n + 1) * size] for n in range(self.loops)]
+        if self.halt is not None and isinstance(self.how, Adaptive):
+            return self._until_halted(self.halt, self.how, stack, x, parts, resets)
+        after: list[Any] = []
+        for n, part in enumerate(parts):
+            x, part = self._loop(n, stack, x, part, resets)  # noqa: PLW2901
             after.extend(part)
-            if self.gate is not None:
-                new = x + torch.sigmoid(self.gate(torch.cat([x, new], -1))) * (new - x)
-            if self.halt is None or not isinstance(self.how, Adaptive):
-                x = new
-                continue
-            p = torch.sigmoid(self.halt(x))
-            stops = running & (spent + p >= self.how.threshold) if n < self.loops - 1 else running
+        return x, tuple(after)
+
+    def _loop(
+        self, n: int, stack: Stack, x: Tensor, state: States, resets: Tensor | None
+    ) -> tuple[Tensor, States]:
+        """One of them, told its number and gated where that was asked for."""
+        new, state = stack(x + _sinusoid(n, x) if self.embed else x, state, resets)
+        if self.gate is not None:
+            new = x + torch.sigmoid(self.gate(torch.cat([x, new], -1))) * (new - x)
+        return new, state
+
+    def _until_halted(
+        self,
+        halt: Linear,
+        how: Adaptive,
+        stack: Stack,
+        x: Tensor,
+        parts: Sequence[States],
+        resets: Tensor | None,
+    ) -> tuple[Tensor, States]:
+        """All of them, but a token that stopped stays as it is."""
+        after: list[Any] = []
+        y, spent, ponder = torch.zeros_like(x), x.new_zeros(()), x.new_zeros(())
+        running = torch.ones_like(x[..., :1], dtype=torch.bool)
+        for n, part in enumerate(parts):
+            p = torch.sigmoid(halt(x))
+            new, part = self._loop(n, stack, x, part, resets)  # noqa: PLW2901
+            after.extend(part)
+            last = n == len(parts) - 1
+            stops = running if last else running & (spent + p >= how.threshold)
             rest = torch.where(stops, 1 - spent, 0.0)
             weight = torch.where(stops, rest, torch.where(running, p, 0.0))
             y, spent = y + weight * new, spent + weight
             ponder = ponder + running + rest
             x, running = torch.where(running, new, x), running & ~stops
-        if isinstance(self.how, Adaptive):
-            charge("ponder", ponder, weight=self.how.cost)
-            x = y
-        return x, tuple(after)
+        charge("ponder", ponder, weight=how.cost)
+        return y, tuple(after)
 
 
 def with_loops(model: "SequenceModel", loops: int) -> "SequenceModel":
     """A model of the same parameters that runs its stack another number of times."""
-    other = type(model)(dataclasses.replace(model.config, loops=loops)).to(next(model.parameters()))
+    config = dataclasses.replace(model.config, loops=loops)
+    with torch.random.fork_rng([]):  # initial values that nobody keeps
+        other = type(model)(config).to(next(model.parameters()))
     other.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     return other.train(model.training)
 

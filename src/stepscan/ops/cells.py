@@ -114,7 +114,7 @@ class Elman(NamedTuple):
         self, u: Float[Tensor, "B E"], state: HiddenState
     ) -> tuple[Float[Tensor, "B E"], HiddenState]:
         """One token."""
-        hidden = torch.addmm(u, state.hidden, self.recurrent_weight.mT).tanh()
+        hidden = _affine(u, state.hidden, self.recurrent_weight).tanh()
         return hidden, HiddenState(hidden)
 
 
@@ -162,9 +162,9 @@ class GRU(NamedTuple):
         self, u: Float[Tensor, "B gates"], state: HiddenState
     ) -> tuple[Float[Tensor, "B E"], HiddenState]:
         """One token."""
-        width = self.sizes[1]
+        width = self.recurrent_weight.shape[-1]
         split = [2 * width, width]
-        past = torch.addmm(self.recurrent_bias, state.hidden, self.recurrent_weight.mT)
+        past = _affine(self.recurrent_bias, state.hidden, self.recurrent_weight)
         (gates, new), (past_gates, past_new) = u.split(split, -1), past.split(split, -1)
         r, z = (gates + past_gates).sigmoid().chunk(2, -1)
         new = (new + r * past_new).tanh()
@@ -222,7 +222,7 @@ class LSTM(NamedTuple):
         self, u: Float[Tensor, "B gates"], state: LSTMState
     ) -> tuple[Float[Tensor, "B E"], LSTMState]:
         """One token."""
-        gates = torch.addmm(u, state.hidden, self.recurrent_weight.mT)
+        gates = _affine(u, state.hidden, self.recurrent_weight)
         i, f, g, o = gates.chunk(4, -1)
         cell = f.sigmoid() * state.cell + i.sigmoid() * g.tanh()
         hidden = o.sigmoid() * cell.tanh()
@@ -370,6 +370,13 @@ def _pick(cell: Any, x: Tensor, resets: Bool[Tensor, "B T"] | None) -> str:
     if graph or not hasattr(cell, "fused"):
         return "recurrent"
     return "fused" if resets is None or int(resets.any(0).sum()) <= T // LONG else "recurrent"
+
+
+def _affine(
+    u: Float[Tensor, "*h _ gates"], hidden: Float[Tensor, "*h B K"], weight: Float[Tensor, "*h _ K"]
+) -> Float[Tensor, "*h B gates"]:
+    """u + R h, also head by head, for ops/headed_cells.py."""
+    return (torch.addmm if weight.ndim == 2 else torch.baddbmm)(u, hidden, weight.mT)
 
 
 def _where(reset: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -48,7 +48,7 @@ class Chaos(RealTask):
                 f"{self.name}: want length and ahead >= 1, got {self.length} and {self.ahead}"
             )
 
-    def held_out(self) -> Self:
+    def held_out(self) -> "Chaos":
         """Other trajectories."""
         return replace(self, part="test")
 
@@ -86,9 +86,7 @@ class Chaos(RealTask):
 
 
 @lru_cache(maxsize=8)
-def _bank(
-    system: Callable[[], dynamics.System], seed: int, steps: int
-) -> Float[Tensor, "B T C"]:
+def _bank(system: Callable[[], dynamics.System], seed: int, steps: int) -> Float[Tensor, "B T C"]:
     rng = torch.Generator().manual_seed(seed)
     return dynamics.trajectories(system(), ROWS, steps, rng, settle=150)
 

@@ -13,7 +13,7 @@ import json
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from importlib import resources
+from importlib import import_module, resources
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,6 @@ def _flows() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it would be faster with numba
-            from dysts import flows  # noqa: PLC0415
+            return import_module("dysts.flows")
     except ImportError as e:
         raise ImportError("chaotic systems of dysts: pip install 'stepscan[chaos]'") from e
-    return flows

@@ -61,7 +61,7 @@ class InContextRegression(RealTask):
         return Batch(input.flatten(1, 2), target.flatten(1)[..., None], flat)
 
     def solve(self, input: Float[Tensor, "B T 5"]) -> Float[Tensor, "B T 1"]:
-        """Least squares over the pairs so far; with noise ridge regression, which is Bayes' rule."""
+        """Least squares over the pairs so far; with noise ridge regression, by Bayes' rule."""
         answer = torch.zeros(*input.shape[:2], 1)
         for row, out in zip(input.double(), answer, strict=True):
             xs, ys = row[::2, :SIZE], row[1::2, SIZE:]

@@ -28,7 +28,7 @@ class InterleavedRecall(Task):
     """Pairs in each stream; the sequence has 5 * streams * pairs tokens."""
     streams: int = 2
     """Streams."""
-    keys: int = 32
+    keys: int = 128
     """Size of the key alphabet, and of the value alphabet."""
 
     def __post_init__(self) -> None:

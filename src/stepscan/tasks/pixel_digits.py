@@ -8,7 +8,7 @@ A fixed third of the 1,797 images is kept for `held_out`.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -90,6 +90,6 @@ def _images() -> tuple[Int[Tensor, "M 64"], Int[Tensor, " M"]]:
         from sklearn.datasets import load_digits  # noqa: PLC0415
     except ImportError as e:
         raise ImportError("pixel_digits: pip install 'stepscan[examples]' (scikit-learn)") from e
-    data = load_digits()
+    data: Any = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
     return torch.from_numpy(data.data).long()[order], torch.from_numpy(data.target).long()[order]

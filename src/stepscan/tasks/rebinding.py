@@ -28,7 +28,7 @@ class Rebinding(Task):
     """Keys per example."""
     times: int = 3
     """How often each is bound."""
-    keys: int = 32
+    keys: int = 96
     """Size of the key alphabet."""
     values: int = 16
     """Size of the value alphabet."""

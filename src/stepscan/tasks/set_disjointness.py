@@ -30,7 +30,7 @@ class SetDisjointness(Task):
     """Elements of the other."""
     first: str = "large"
     """The set that comes first: large or small."""
-    elements: int = 128
+    elements: int = 320
     """Size of the alphabet; the bar and the question come after it."""
 
     def __post_init__(self) -> None:

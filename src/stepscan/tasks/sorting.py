@@ -29,7 +29,7 @@ class Sorting(Rewriting):
 
     count: int = 10
     """Numbers in a set; published: 5, 10 and 15."""
-    numbers: int = 64
+    numbers: int = 160
     """Numbers there are, 0 and up."""
 
     def __post_init__(self) -> None:

@@ -68,8 +68,9 @@ class TreeReduction(Rewriting):
         steps = torch.randint(self.nodes, (n,), generator=rng)
         before = now
         for step in range(self.nodes):
-            before = torch.where((step == steps)[:, None], now, before)
-            now = torch.where((step <= steps)[:, None], self._step(now), now)
+            left = (steps - step)[:, None]
+            before = torch.where(left == 0, now, before)
+            now = torch.where(left >= 0, self._step(now), now)
         return before, now
 
     def _step(self, row: Int[Tensor, "n E"]) -> Int[Tensor, "n E"]:

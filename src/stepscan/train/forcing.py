@@ -81,9 +81,7 @@ def adaptive_alpha(
     return wanted if wanted > previous else keep * previous + (1 - keep) * wanted
 
 
-def free_run(
-    cell: Any, start: Float[Tensor, "B O"], *, steps: int
-) -> Float[Tensor, "B T O"]:
+def free_run(cell: Any, start: Float[Tensor, "B O"], *, steps: int) -> Float[Tensor, "B T O"]:
     """What the cell says when it is set to `start` and then left alone."""
     x = start[:, None].expand(-1, steps + 1, -1)
     with torch.no_grad():

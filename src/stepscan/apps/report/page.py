@@ -1,7 +1,6 @@
 """The report as one HTML file: no network, no script, light and dark, on paper and on a phone."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 
 from stepscan.analyze.intervals import Interval
 from stepscan.apps.report import charts, forecasts
+from stepscan.apps.report.document import document, write_page
 from stepscan.apps.report.drawing import Looks
 from stepscan.apps.report.figures import CANNOT, clock, count, decimals, score, size
-from stepscan.apps.report.markup import Child, Markup, join, tag, text
+from stepscan.apps.report.markup import Child, Markup, join, tag
 from stepscan.apps.report.standings import (
     LONG,
     SHORT,
@@ -30,9 +30,6 @@ from stepscan.apps.report.text import mean_rate, opening
 
 VERSION = 1
 """The version of results.json that this module reads."""
-STYLE = Path(__file__).with_name("style.css")
-# Nothing may run or be fetched, whatever the results contain.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def write(results: Mapping[str, Any], path: Path) -> Path:
@@ -45,17 +42,7 @@ def write(results: Mapping[str, Any], path: Path) -> Path:
             f"want results of version {VERSION}, got {results.get('version')!r}: "
             "write them with this version of stepscan."
         )
-    content = page(results).encode()
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    return write_page(page(results), path)
 
 
 def page(results: Mapping[str, Any]) -> Markup:
@@ -67,16 +54,7 @@ def page(results: Mapping[str, Any]) -> Markup:
         tag("main", *_tops(sections, looks), *map_sections(sections, looks)),
         tag("footer", *_colophon(results)),
     ]
-    head = (
-        '<meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{text(results['title'])}</title>"
-        f"<style>{STYLE.read_text()}</style>"
-    )
-    content = f'<html lang="en"><head>{head}</head><body>{join(*body)}</body></html>'
-    return Markup(f"<!doctype html>\n{content}\n")
+    return document(results["title"], body)
 
 
 def _title(results: Mapping[str, Any]) -> list[Markup]:

@@ -16,7 +16,8 @@ from stepscan.models.imports.falcon_mamba import FALCON_MAMBA
 from stepscan.models.imports.llama import LLAMA
 from stepscan.models.imports.mamba import MAMBA
 from stepscan.models.imports.mamba2 import MAMBA2
-from stepscan.models.imports.qwen3_5_text import QWEN3_5_TEXT
+from stepscan.models.imports.olmo_hybrid import OLMO_HYBRID
+from stepscan.models.imports.qwen3_5_text import QWEN3_5, QWEN3_5_TEXT
 from stepscan.models.imports.qwen3_next import QWEN3_NEXT
 from stepscan.models.imports.reader import Checkpoint, read
 from stepscan.models.imports.recurrent_gemma import RECURRENT_GEMMA
@@ -31,6 +32,8 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "llama": LLAMA,
         "mamba": MAMBA,
         "mamba2": MAMBA2,
+        "olmo_hybrid": OLMO_HYBRID,
+        "qwen3_5": QWEN3_5,
         "qwen3_5_text": QWEN3_5_TEXT,
         "qwen3_next": QWEN3_NEXT,
         "recurrent_gemma": RECURRENT_GEMMA,

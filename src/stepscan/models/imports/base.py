@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,11 @@ class Settings:
             raise self.error(f"want {key} a JSON object, got {value!r:.40}")
         return Settings(value, f"{self.where}: {key}")
 
+    def inside(self, key: str) -> "Settings":
+        """A group that holds the model's config, and what it leaves to the config around it."""
+        inner = {k: v for k, v in self.part(key).values.items() if v is not None}
+        return Settings({**self.values, **inner}, f"{self.where}: {key}")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -153,6 +158,10 @@ class Format:
     output: str = "lm_head.weight"
     unused: str | None = None
     """A regular expression of tensors in old checkpoints that can be worked out from the config."""
+    inside: str | None = None
+    """The group of the config that is about language, in models that also see."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Parts of names that some checkpoints have, and what others, and the sources, say there."""
 
     def all_sources(self, settings: Settings) -> dict[str, Source]:
         """By our names."""

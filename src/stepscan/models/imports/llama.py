@@ -9,7 +9,6 @@ from stepscan.models.imports.base import Format, Settings, Sources, each, stacke
 def config(settings: Settings) -> ModelConfig:
     """Our config."""
     settings.only("hidden_act", "silu", "swish")
-    settings.only("mlp_bias", False)
     width, heads = settings.whole("hidden_size"), settings.whole("num_attention_heads")
     hidden, vocab = settings.whole("intermediate_size"), settings.whole("vocab_size")
     if hidden % 8:
@@ -32,6 +31,7 @@ def config(settings: Settings) -> ModelConfig:
         layers=(mixer,) * settings.whole("num_hidden_layers"),
         width=width,
         tokens=(vocab,),
+        mlp="swiglu[bias=True]" if settings.flag("mlp_bias", False) else "swiglu",
         mlp_ratio=hidden / width,
         tie=settings.flag("tie_word_embeddings", False),
         norm_eps=settings.number("rms_norm_eps", 1e-6),
@@ -43,7 +43,7 @@ def rotary(settings: Settings) -> tuple[float, tuple[float, ...] | None]:
     """Base and stretch of the rotations, in the old way of writing them and in the new one."""
     new = settings.given("rope_parameters")
     part = settings.part("rope_parameters" if new else "rope_scaling")
-    base = (part if new else settings).number("rope_theta", 10000.0)
+    base = (part if part.given("rope_theta") else settings).number("rope_theta", 10000.0)
     key = "rope_type" if part.given("rope_type") else "type"
     part.only(key, "default", "linear", "llama3")
     part.only("partial_rotary_factor", 1.0, 1)
@@ -71,9 +71,11 @@ def sources(settings: Settings) -> Sources:
             "blocks.{i}.mixer.out.weight": attention + "o_proj.weight",
             "blocks.{i}.mixer.out.bias": attention + "o_proj.bias",
             "blocks.{i}.mlp.0.weight": theirs + "post_attention_layernorm.weight",
-            "blocks.{i}.mlp.1.gate.weight": theirs + "mlp.gate_proj.weight",
-            "blocks.{i}.mlp.1.value.weight": theirs + "mlp.up_proj.weight",
-            "blocks.{i}.mlp.1.out.weight": theirs + "mlp.down_proj.weight",
+        }
+        | {
+            f"blocks.{{i}}.mlp.1.{ours}.{kind}": theirs + f"mlp.{name}_proj.{kind}"
+            for ours, name in {"gate": "gate", "value": "up", "out": "down"}.items()
+            for kind in ("weight", "bias")
         },
     )
 

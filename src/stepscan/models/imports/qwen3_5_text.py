@@ -1,4 +1,9 @@
-"""`qwen3_5_text`: as `qwen3_next` without experts, the maps of Gated DeltaNet one for each use."""
+"""`qwen3_5_text`: as `qwen3_next` without experts, the maps of Gated DeltaNet one for each use.
+
+`qwen3_5` holds such a model beside one for pictures, which is left out.
+"""
+
+from dataclasses import replace
 
 from stepscan.models.imports import qwen3_next
 from stepscan.models.imports.base import Format, Settings, Sources, window
@@ -29,4 +34,10 @@ QWEN3_5_TEXT = Format(
     sources=sources,
     embedding="model.embed_tokens.weight",
     unused=qwen3_next.DRAFTING,
+)
+QWEN3_5 = replace(
+    QWEN3_5_TEXT,
+    inside="text_config",
+    renamed={"model.language_model.": "model."},
+    unused=rf"{qwen3_next.DRAFTING}|model\.visual\..*",
 )

@@ -14,6 +14,7 @@ from stepscan.mixers.gated_delta_net import GatedDeltaNetConfig
 from stepscan.models.config import ModelConfig
 from stepscan.models.heads import NextToken
 from stepscan.models.imports.base import Format, Settings, Source, Sources, each, from_one, window
+from stepscan.models.imports.rotary import plain_rotary
 
 DRAFTING = r"mtp\..*"
 """What predicts a second token, to be checked by the model."""
@@ -25,10 +26,6 @@ def config(settings: Settings) -> ModelConfig:
     settings.only("attention_bias", False)
     width, vocab = settings.whole("hidden_size"), settings.whole("vocab_size")
     heads, eps = settings.whole("num_attention_heads"), settings.number("rms_norm_eps", 1e-6)
-    rotary = settings.part("rope_parameters")
-    rotary.only("rope_type", "default")
-    settings.only("rope_scaling", None)
-    where = rotary if rotary.values else settings
     keys = settings.whole("linear_num_key_heads"), settings.whole("linear_key_head_dim")
     values = settings.whole("linear_num_value_heads"), settings.whole("linear_value_head_dim")
     mixers: dict[str, MixerConfig] = {
@@ -44,8 +41,7 @@ def config(settings: Settings) -> ModelConfig:
             heads=heads,
             key_value_heads=settings.whole("num_key_value_heads", heads),
             head_size=settings.whole("head_dim", 256),
-            rotary_base=where.number("rope_theta", 10000.0),
-            rotary_part=where.number("partial_rotary_factor", 0.25),
+            **plain_rotary(settings, 0.25),
             qk_norm=True,
             norm_eps=eps,
             output_gate=True,
@@ -54,7 +50,7 @@ def config(settings: Settings) -> ModelConfig:
     mlp, hidden = _mlp(settings)
     return ModelConfig(
         head=NextToken(vocab=vocab, bias=False),
-        layers=tuple(mixers[kind] for kind in _kinds(settings)),
+        layers=tuple(mixers[kind] for kind in layer_kinds(settings)),
         width=width,
         tokens=(vocab,),
         mlp=mlp,
@@ -65,7 +61,7 @@ def config(settings: Settings) -> ModelConfig:
     )
 
 
-def _kinds(settings: Settings) -> list[str]:
+def layer_kinds(settings: Settings) -> list[str]:
     """The kind of each layer."""
     layers, every = settings.whole("num_hidden_layers"), "full_attention_interval"
     if not settings.given("layer_types"):
@@ -128,7 +124,7 @@ def layers(settings: Settings, delta_net: Callable[[Settings, str], Sources]) ->
         "full_attention": _attention(settings, theirs + "self_attn."),
     }
     found = {"norm.weight": from_one("model.norm.weight")}
-    for layer, kind in enumerate(_kinds(settings)):
+    for layer, kind in enumerate(layer_kinds(settings)):
         found |= each([layer], {**common, **own[kind]})
     return found
 

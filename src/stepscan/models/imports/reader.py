@@ -39,6 +39,8 @@ def read(folder: Path, formats: Mapping[str, Format]) -> Checkpoint:
     try:
         format_ = lookup(formats, kind, kind="model_type")
         settings.only("quantization_config", None)
+        if format_.inside is not None:
+            settings = settings.inside(format_.inside)
         config = format_.config(settings)
         with torch.device("meta"):  # sizes without memory
             wanted = {k: tuple(v.shape) for k, v in tensors_of(SequenceModel(config)).items()}
@@ -50,7 +52,7 @@ def read(folder: Path, formats: Mapping[str, Format]) -> Checkpoint:
     assert not wanted.keys() - sources.keys(), wanted.keys() - sources.keys()
     sources = {name: sources[name] for name in wanted}
     with ExitStack() as stack:
-        files = _Files(folder, stack)
+        files = _Files(folder, stack, format_.renamed)
         _check_sizes(files, sources, wanted)
         _check_rest(files, sources, format_)
         model = SequenceModel(config).eval()
@@ -66,18 +68,22 @@ def read(folder: Path, formats: Mapping[str, Format]) -> Checkpoint:
 class _Files:
     """The tensors of all shards by name; values are read only when they are asked for."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, renamed: Mapping[str, str]) -> None:
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._homes: dict[str, Any] = {}
+        self._homes: dict[str, tuple[Any, str]] = {}
         for path, promised in _shards(folder).items():
             try:
                 file = stack.enter_context(safe_open(path, framework="pt"))
                 names = set(file.keys())
                 for name in names:
-                    part = file.get_slice(name)
-                    self.shapes[name] = tuple(part.get_shape())
-                    self._homes[name] = file
+                    part, known = file.get_slice(name), name
+                    for theirs, usual in renamed.items():
+                        known = known.replace(theirs, usual)
+                    if known in self.shapes:
+                        raise CheckpointError(f"{path}: {name}: such a tensor is there twice")
+                    self.shapes[known] = tuple(part.get_shape())
+                    self._homes[known] = file, name
                     if part.get_dtype() not in TYPES:
                         raise CheckpointError(
                             f"{path}: {name} is of type {part.get_dtype()}; only floating point "
@@ -92,7 +98,8 @@ class _Files:
 
     def read(self, name: str) -> Tensor:
         try:
-            return self._homes[name].get_tensor(name)
+            file, known = self._homes[name]
+            return file.get_tensor(known)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.folder}: {name}: {error}; truncated?") from error
 

@@ -19,6 +19,7 @@ from stepscan.models.imports.base import (
     stacked,
     window,
 )
+from stepscan.models.imports.rotary import plain_rotary
 
 
 def config(settings: Settings) -> ModelConfig:
@@ -35,9 +36,6 @@ def config(settings: Settings) -> ModelConfig:
     inner = settings.whole("lru_width", width)
     if inner % heads:
         raise settings.error(f"num_attention_heads {heads} must divide lru_width {inner}")
-    rotary = settings.part("rope_parameters")
-    rotary.only("rope_type", "default")
-    new = bool(rotary.values)
     mixers: dict[str, MixerConfig] = {
         "recurrent": RGLRUConfig(
             heads=heads, expansion=inner / width, window=settings.whole("conv1d_width", 4)
@@ -46,8 +44,7 @@ def config(settings: Settings) -> ModelConfig:
             heads=heads,
             key_value_heads=settings.whole("num_key_value_heads", heads),
             window=settings.whole("attention_window_size", 2048),
-            rotary_base=(rotary if new else settings).number("rope_theta", 10000.0),
-            rotary_part=(rotary if new else settings).number("partial_rotary_factor", 0.5),
+            **plain_rotary(settings, 0.5),
             qkv_bias=settings.flag("attention_bias", False),
             out_bias=True,
         ),

@@ -1,0 +1,171 @@
+"""Which memory does this task need? Mixers x tasks under one protocol, as a picture and a table."""
+
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepscan.apps import runs
+from stepscan.apps.bench import matrix, orderings
+from stepscan.apps.bench.findings import findings
+from stepscan.apps.bench.protocol import QUICK, Protocol, config_of
+from stepscan.apps.bench.study import Study, work
+from stepscan.apps.progress import Voice
+from stepscan.apps.report import bench as report
+from stepscan.names import lookup
+from stepscan.tasks import TASKS
+
+__all__ = ["MIXERS", "QUICK", "QUICK_TASKS", "Protocol", "bench", "redraw"]
+
+VERSION = 1
+MIXERS = (
+    "attention",
+    "linear_attention",
+    "gla",
+    "gated_delta_net",
+    "gated_delta_product",
+    "mamba",
+    "s4d",
+    "lstm",
+)
+"""One of each kind: what a bench compares when nothing is said."""
+QUICK_TASKS = (
+    "parity",
+    "word_problem",
+    "recall",
+    "rebinding",
+    "selective_copy",
+    "induction_heads",
+    "delay",
+    "copying",
+)
+
+
+def bench(
+    mixers: Sequence[str] = MIXERS,
+    tasks: Sequence[str] = QUICK_TASKS,
+    *,
+    protocol: Protocol = QUICK,
+    out: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    storage: str | None = None,
+    workers: int | None = None,
+    voice: Voice | None = None,
+) -> dict[str, Any]:
+    """Train every mixer on every task under the protocol, judge them, and leave a report.
+
+    Args:
+        mixers: Names, with options or not, or patterns of layers.
+        tasks: Names of tasks.
+        protocol: What is equal for all, and how much is trained.
+        out: The run folder; None makes one under runs/.
+        resume: A run folder to go on with, by its own mixers, tasks and protocol.
+        storage: URL of a database that several machines share (they share the folder, too); None
+            is a file in the folder.
+        workers: Processes of one thread each; None is one per core, 0 works in this process.
+        voice: Where to say it; None is standard output.
+
+    Returns:
+        What results.json holds; report.html and matrix.svg lie beside it.
+    """
+    voice = voice or Voice()
+    if resume is not None:
+        folder = Path(resume)
+        plan = runs.read_json(folder / "plan.json")
+        mixers, tasks = plan["mixers"], plan["tasks"]
+        protocol = Protocol.from_dict(plan["protocol"])
+    else:
+        check(mixers, tasks, protocol)
+        folder = runs.new_folder("bench", out)
+        plan = {"mixers": [*mixers], "tasks": [*tasks], "protocol": protocol.to_dict()}
+        runs.write_json(folder / "plan.json", plan)
+    study = Study(folder, storage)
+    study.add([(mixer, task) for task in tasks for mixer in mixers])
+    voice.say(f"bench  {len(mixers)} mixers, {len(tasks)} tasks, in {folder}")
+    _work(study, folder, storage, protocol, workers, voice)
+    return _finish(folder, plan, study, voice)
+
+
+def redraw(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write the report of a run folder again, from its results.json alone."""
+    path = Path(folder)
+    results = dict(runs.read_json(path / "results.json"))
+    if results.get("version") != VERSION or results.get("kind") != "bench":
+        raise ValueError(f"{path}/results.json: want results of a bench, version {VERSION}")
+    report.write(results, path)
+    return results
+
+
+def check(mixers: Sequence[str], tasks: Sequence[str], protocol: Protocol) -> None:
+    """`ValueError` about the first mixer or task that cannot be run, before anything is."""
+    if not mixers or not tasks:
+        raise ValueError("bench: want at least one mixer and one task")
+    for task in tasks:
+        lookup(TASKS, task, kind="task")
+        for factor in protocol.factors[1:]:
+            TASKS[task]().longer(factor)
+    for mixer in mixers:
+        config_of(mixer, TASKS[tasks[0]](), protocol)
+
+
+def _work(
+    study: Study,
+    folder: Path,
+    storage: str | None,
+    protocol: Protocol,
+    workers: int | None,
+    voice: Voice,
+) -> None:
+    """Until every cell is done, by other processes or here."""
+    count = os.cpu_count() or 1 if workers is None else workers
+    if count == 0:
+        study.work(protocol, voice.say)
+        return
+    context = multiprocessing.get_context("spawn")
+    arguments = (folder, storage, protocol.to_dict(), 1)
+    crew = [context.Process(target=work, args=arguments, daemon=True) for _ in range(count)]
+    for member in crew:
+        member.start()
+    total = len(study.cells())
+    try:
+        with voice.moving():
+            seen: set[tuple[str, str]] = set()
+            while any(member.is_alive() for member in crew):
+                for member in crew:
+                    member.join(timeout=1.0)
+                done = study.done()
+                for cell in done.keys() - seen:
+                    best = max((run["valid"] or 0.0 for run in done[cell]), default=0.0)
+                    voice.say(f"{len(seen) + 1:4} of {total}  {best:6.3f}  {cell[0]} on {cell[1]}")
+                    seen.add(cell)
+                voice.show(len(seen) / total, f"{len(seen)} of {total}")
+    finally:
+        for member in crew:
+            member.terminate()
+
+
+def _finish(folder: Path, plan: Mapping[str, Any], study: Study, voice: Voice) -> dict[str, Any]:
+    done, failed = study.done(), study.failed()
+    wanted = [(mixer, task) for mixer in plan["mixers"] for task in plan["tasks"]]
+    found = matrix.cells({cell: done[cell] for cell in wanted if cell in done})
+    results = {
+        "version": VERSION,
+        "kind": "bench",
+        "title": "stepscan bench",
+        **{k: v for k, v in runs.results("", [], runs.command_line()).items() if k not in SECTIONS},
+        **plan,
+        "chance": {task: TASKS[task]().chance for task in plan["tasks"]},
+        "abilities": {task: TASKS[task].ability for task in plan["tasks"]},
+        "cells": found,
+        "failed": [{"mixer": m, "task": t, "why": why} for (m, t), why in failed.items()],
+        "findings": findings(found),
+        "orderings": orderings.check(found),
+    }
+    runs.write_json(folder / "results.json", results)
+    report.write(results, folder)
+    voice.say("", *results["findings"], "", f"report   {folder}/report.html")
+    return results | {"folder": str(folder)}
+
+
+SECTIONS = ("version", "title", "sections")

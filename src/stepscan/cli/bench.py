@@ -1,0 +1,111 @@
+"""`stepscan bench`: mixers x tasks, as a picture, a table and sentences."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stepscan.apps.bench import MIXERS, QUICK, QUICK_TASKS, Protocol, bench, redraw
+from stepscan.apps.progress import Voice
+from stepscan.cli.arguments import names, parse
+from stepscan.mixers import MIXERS as EVERY_MIXER
+from stepscan.tasks import TASKS
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Which memory does a task need? Train mixers on tasks under one protocol, and report.
+
+    Finished trainings are kept: an interrupted run goes on with --resume. Several machines that
+    share the folder can work at one run: start it on one, then --resume with --storage on others.
+    """
+
+    mixers: str = ",".join(MIXERS)
+    """Mixers or patterns of layers, separated by commas; "all" is every causal one."""
+    tasks: str = ",".join(QUICK_TASKS)
+    """Tasks, separated by commas; "all" is every one."""
+    quick: bool = False
+    """One learning rate, one seed, 20 seconds each: a first picture."""
+    match: Literal["parameters", "state", "width"] | None = None
+    """What is equal: parameters, bytes of state after a training sequence, or the width."""
+    size: int | None = None
+    """How many parameters, bytes, or channels."""
+    layers: int | None = None
+    """Layers of each mixer."""
+    steps: int | None = None
+    """Optimizer steps at the most."""
+    seconds: float | None = None
+    """Seconds of one core that a training takes at the most."""
+    rates: str | None = None
+    """Peak learning rates of the sweep, separated by commas."""
+    seeds: int | None = None
+    """Trainings at the best rate."""
+    factors: str | None = None
+    """Test lengths as multiples of the training length, separated by commas."""
+    examples: int | None = None
+    """Test examples at each length."""
+    workers: int | None = None
+    """Processes; left out, one for each core."""
+    storage: str | None = None
+    """URL of a database for a run on several machines, as in postgresql://host/name."""
+    out: Path | None = None
+    """The run folder; left out, runs/bench-1 ..."""
+    resume: Path | None = None
+    """Go on with this run folder."""
+    redraw: Path | None = None
+    """Only write the report of this run folder again."""
+    json: bool = False
+    """Print the results as JSON and nothing else."""
+    quiet: bool = False
+    """Print nothing."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    args = parse(Args, argv, command="bench")
+    if args.redraw is not None:
+        results = redraw(args.redraw)
+    else:
+        results = bench(
+            _mixers(args.mixers),
+            tuple(TASKS) if args.tasks == ALL else names(args.tasks),
+            protocol=_protocol(args),
+            out=args.out,
+            resume=args.resume,
+            storage=args.storage,
+            workers=args.workers,
+            voice=Voice(quiet=args.quiet or args.json),
+        )
+    if args.json:
+        print(json.dumps(results, indent=2))
+    return 0
+
+
+def _mixers(text: str) -> Sequence[str]:
+    if text == ALL:
+        return [name for name, config in EVERY_MIXER.items() if config().build(64).causal]
+    return names(text)
+
+
+def _protocol(args: Args) -> Protocol:
+    fields = (field.name for field in dataclasses.fields(Protocol))
+    said: dict[str, Any] = {
+        name: value for name in fields if (value := getattr(args, name, None)) is not None
+    }
+    for name, number in (("rates", float), ("factors", int)):
+        if name in said:
+            said[name] = _numbers(name, said[name], number)
+    return dataclasses.replace(QUICK if args.quick else Protocol(), **said)
+
+
+def _numbers(name: str, text: str, number: type) -> tuple[Any, ...]:
+    try:
+        return tuple(number(word) for word in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"bench: want {name} as numbers separated by commas, got {text!r}"
+        ) from None
