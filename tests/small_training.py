@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stepscan.models import ModelConfig, NextToken, SequenceModel
+from stepscan.models import ModelConfig, NextToken, Regress, SequenceModel
 
 
 def build(layers, tokens, *, answers=None, seed=0, width=64, mlp_ratio=1.0, tie=True):
@@ -12,6 +12,14 @@ def build(layers, tokens, *, answers=None, seed=0, width=64, mlp_ratio=1.0, tie=
     torch.manual_seed(seed)
     head = NextToken(vocab=answers or tokens[0])
     options = {"width": width, "tokens": tokens, "mlp_ratio": mlp_ratio, "tie": tie}
+    return SequenceModel(ModelConfig(head=head, layers=layers, **options))
+
+
+def build_real(layers, task, *, seed=0, width=64):
+    """The same for a task over real numbers."""
+    torch.manual_seed(seed)
+    head = Regress(outputs=task.outputs)
+    options = {"width": width, "reals": task.channels, "mlp_ratio": 1.0}
     return SequenceModel(ModelConfig(head=head, layers=layers, **options))
 
 
@@ -44,7 +52,8 @@ def train(model, draw, *, steps, seed=0, before=None, extra=None, rate=3e-3, cou
         if before is not None:
             before(step, batch)
         y, _ = model(batch.input)
-        loss = F.cross_entropy(y[batch.asked], batch.target[batch.asked])
+        measure = F.mse_loss if batch.target.is_floating_point() else F.cross_entropy
+        loss = measure(y[batch.asked], batch.target[batch.asked])
         loss = loss if extra is None else loss + extra()
         optimizer.zero_grad()
         loss.backward()
@@ -52,6 +61,13 @@ def train(model, draw, *, steps, seed=0, before=None, extra=None, rate=3e-3, cou
         optimizer.step()
         schedule.step()
     return model.eval()
+
+
+@torch.no_grad()
+def explained(model, task, *, count=512):
+    """R^2 where the task asks, on examples of their own seed."""
+    batch = task.draw(count, torch.Generator().manual_seed(7))
+    return task.score(model(batch.input)[0], batch)
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ def test_two_householder_steps_follow_the_permutations_of_three_things(seed):
     found = {}
     for writes, low in ((2, -1.0), (1, -1.0), (2, 0.0)):
         options = {"n_householder": writes, "eig_range": (low, 1.0), "window": 1}
-        model = learn("delta_net", GROUP, seed=seed, width=12, steps=800, **options)
+        model = learn("delta_net", GROUP, seed=seed, width=12, steps=1200, **options)
         found[writes, low] = [every_right(model, GROUP, length) for length in (24, 96)]
     assert found[2, -1.0][0] == 1.0, found
     assert found[2, -1.0][1] >= 0.998, found

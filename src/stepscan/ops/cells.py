@@ -373,7 +373,9 @@ def _pick(cell: Any, x: Tensor, resets: Bool[Tensor, "B T"] | None) -> str:
 
 
 def _affine(
-    u: Float[Tensor, "*h _ gates"], hidden: Float[Tensor, "*h B K"], weight: Float[Tensor, "*h _ K"]
+    u: Float[Tensor, "... gates"],
+    hidden: Float[Tensor, "*h B K"],
+    weight: Float[Tensor, "*h gates K"],
 ) -> Float[Tensor, "*h B gates"]:
     """u + R h, also head by head, for ops/headed_cells.py."""
     return (torch.addmm if weight.ndim == 2 else torch.baddbmm)(u, hidden, weight.mT)
