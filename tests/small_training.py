@@ -39,13 +39,15 @@ def in_turn(stages, steps):
     return draw
 
 
-def train(model, draw, *, steps, seed=0, before=None, extra=None, rate=3e-3, count=32):
+def train(
+    model, draw, *, steps, seed=0, before=None, extra=None, rate=3e-3, count=32, betas=(0.9, 0.95)
+):
     """AdamW with a warm-up and a cosine, the loss where the task asks.
 
     `before(step, batch)` runs ahead of each step and `extra()` adds to its loss.
     """
     rng = torch.Generator().manual_seed(seed + 100)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=betas, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
     for step in range(steps):
         batch = draw(count, rng)

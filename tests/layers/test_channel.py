@@ -106,7 +106,7 @@ def by_hand(layer, x):
     return y
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [0.0, 1.0, 0.5])
 @pytest.mark.parametrize(("top", "normalize"), [(1, False), (2, True), (4, True)])
 def test_experts_equal_their_equation(top, normalize, shared):
     layer = Experts(8, experts=4, top=top, normalize=normalize, shared=shared).double()

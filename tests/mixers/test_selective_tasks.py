@@ -39,7 +39,7 @@ def copied(*, fixed, steps=6000):
         for m in model.modules():
             if isinstance(m, Mamba):
                 m.selection = Fixed(sum(m.sizes))
-    train(model, in_turn(stages, steps), steps=steps, rate=8e-3)
+    train(model, in_turn(stages, steps), steps=steps, rate=8e-3, betas=(0.9, 0.999))
     return judge(model, test.draw, count=256)[0]
 
 

@@ -20,7 +20,7 @@ CASES = {
     "loops": {"loops": 3, "loop_embedding": True},
     "gate": {"loops": 3, "identity_bias": 1.0, "layer_scale": 0.5},
     "act": ACT,
-    "moe": {"mlp": "moe[experts=3, shared=True] swiglu", "loops": 2},
+    "moe": {"mlp": "moe[experts=3, shared=0.5] swiglu", "loops": 2},
     "jamba": {"layers": "mamba attention mamba*2", "mlp": "swiglu moe[normalize=False]"},
     "structured": {"mlp": "block_dense low_rank[rank=0.5]", "mlp_ratio": 2.0},
 }

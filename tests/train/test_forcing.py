@@ -185,6 +185,7 @@ def test_gradients_of_noisy_lorenz_are_smaller_with_forcing(noisy):
 
 @pytest.mark.slow
 def test_attractors_of_noisy_lorenz_are_better_with_forcing(noisy):
+    """Better, and not good: after this little training neither has found the attractor."""
     _, found, other = noisy
     print(found.T.tolist(), "other data", other)  # noqa: T201
     assert found[:, 0].median() < found[:, 1].median(), (found, other)

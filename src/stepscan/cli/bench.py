@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stepscan.apps.bench import MIXERS, QUICK, QUICK_TASKS, Protocol, bench, redraw
+from stepscan.apps.bench import MIXERS, QUICK, QUICK_TASKS, Protocol, Sweep, bench, redraw
+from stepscan.apps.bench.hybrid import RATIOS
 from stepscan.apps.progress import Voice
 from stepscan.cli.arguments import names, parse
 from stepscan.mixers import MIXERS as EVERY_MIXER
@@ -48,6 +49,17 @@ class Args:
     """Test lengths as multiples of the training length, separated by commas."""
     examples: int | None = None
     """Test examples at each length."""
+    budget: Literal["steps", "compute"] | None = None
+    """What ends a training: --steps, or --seconds of one core, turned into steps by the measured
+    speed of each mixer."""
+    self_pretrain: int | None = None
+    """Steps in which each model learns the inputs of the task, before the task itself."""
+    sweep_hybrid: str | None = None
+    """Instead of --mixers: hybrids of these with full attention, separated by commas."""
+    ratios: str = ",".join(RATIOS)
+    """Of a hybrid sweep: linear to full layers, separated by commas. --layers is 8 unless said."""
+    full: str = "attention"
+    """Of a hybrid sweep: the mixer of the full layers."""
     workers: int | None = None
     """Processes; left out, one for each core."""
     storage: str | None = None
@@ -74,6 +86,7 @@ def main(argv: Sequence[str]) -> int:
             _mixers(args.mixers),
             tuple(TASKS) if args.tasks == ALL else names(args.tasks),
             protocol=_protocol(args),
+            sweep=_sweep(args),
             out=args.out,
             resume=args.resume,
             storage=args.storage,
@@ -89,6 +102,17 @@ def _mixers(text: str) -> Sequence[str]:
     if text == ALL:
         return [name for name, config in EVERY_MIXER.items() if config().build(64).causal]
     return names(text)
+
+
+def _sweep(args: Args) -> Sweep | None:
+    if args.sweep_hybrid is None:
+        return None
+    return Sweep(
+        linear=tuple(names(args.sweep_hybrid)),
+        ratios=tuple(names(args.ratios)),
+        full=args.full,
+        **{} if args.layers is None else {"layers": args.layers},
+    )
 
 
 def _protocol(args: Args) -> Protocol:

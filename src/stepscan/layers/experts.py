@@ -5,7 +5,8 @@
 
 w is p at the chosen, divided by its sum there (`normalize`: Mixtral, arXiv:2401.04088, Qwen3) or as
 it is (Switch, arXiv:2101.03961; Jamba, arXiv:2403.19887). The shared expert with its gate is that
-of Qwen's models. No token is dropped: there is no capacity, so that each stays on its own.
+of Qwen's models, `shared` times as wide as the others; 0 is none. No token is dropped: there is no
+capacity, so that each stays on its own.
 The cost `balance` E sum_i f_i P_i (Switch), f_i the part of all choices that fell on expert i and
 P_i its mean probability, is 1 times the weight where experts are used alike; `layers.costs`.
 Cost: k SwiGLUs a token; inside `torch.compile`, which knows no sizes that depend on data, all E.
@@ -32,21 +33,21 @@ class Experts(nn.Module):
         experts: int = 4,
         top: int = 2,
         normalize: bool = True,
-        shared: bool = False,
+        shared: float = 0.0,
         balance: float = 0.01,
     ) -> None:
         super().__init__()
         if not 1 <= top <= experts:
             raise ValueError(f"moe: want 1 <= top <= experts, got {top} of {experts}")
-        if not balance >= 0:
-            raise ValueError(f"moe: want balance at least 0, got {balance}")
+        if not (balance >= 0 and shared >= 0):
+            raise ValueError(f"moe: want balance and shared at least 0, got {balance} and {shared}")
         hidden = hidden_width("moe", width, ratio)
         self.top, self.normalize, self.balance = top, normalize, balance
         self.router = Linear(width, experts, bias=False)
         self.gate = nn.Parameter(torch.empty(experts, hidden, width))
         self.value = nn.Parameter(torch.empty(experts, hidden, width))
         self.out = nn.Parameter(torch.empty(experts, width, hidden))
-        self.shared = SwiGLU(width, ratio) if shared else None
+        self.shared = SwiGLU(width, ratio * shared) if shared else None
         self.shared_gate = Linear(width, 1, bias=False) if shared else None
         self.reset_parameters()
 

@@ -5,7 +5,8 @@
     y_t = W_out RMSNorm((S_t^T C_t + D x_t) * silu(z_t))
 
 B and C, the keys and queries, are shared by the heads of a group. As published, with its initial
-values: A uniform in (-16, -1), D = 1, dt log-uniform in (1e-3, 1e-1).
+values: A uniform in (-16, -1), D = 1, dt log-uniform in (1e-3, 1e-1). The options of
+`layers/bounded_memory.py` keep the memory from overfilling.
 State: B x H x N x P floats and the window's last inputs, constant in T.   Cost: O(T N P) per head.
 """
 
@@ -18,16 +19,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepscan.layers.bounded_memory import Memory, MemoryBounds, bounded_attention, start
 from stepscan.layers.convolution import ShortConv
 from stepscan.layers.projection import Linear
 from stepscan.layers.step_size import fill_step_bias
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.mixers.taxonomy import Taxonomy
-from stepscan.ops.linear_attention import linear_attention
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mamba2Config(MixerConfig):
+class Mamba2Config(MemoryBounds, MixerConfig):
     """Config of Mamba-2."""
 
     name: ClassVar[str] = "mamba2"
@@ -86,7 +87,7 @@ class Mamba2Config(MixerConfig):
 class Mamba2State(NamedTuple):
     """What `Mamba2` carries from one stretch to the next."""
 
-    memory: Float[Tensor, "B H N P"]
+    memory: Memory
     window: Float[Tensor, "B W-1 E"]
 
 
@@ -125,7 +126,8 @@ class Mamba2(Mixer[Mamba2State]):
         window = self.conv.init_state(batch, device=device, dtype=dtype)
         heads = len(self.D)
         shape = batch, heads, self.config.states, len(self.norm) // heads
-        return Mamba2State(window.new_zeros(shape), window)
+        memory = start(self.config, window.new_zeros(shape), groups=self.config.groups, decays=1)
+        return Mamba2State(memory, window)
 
     def forward(
         self,
@@ -145,8 +147,14 @@ class Mamba2(Mixer[Mamba2State]):
         dt = F.softplus(step.to(wide) + bias)
         if self.config.step_min > 0 or self.config.step_max is not None:
             dt = dt.clamp(self.config.step_min, self.config.step_max)
-        y, memory = linear_attention(
-            C, B, u * dt[..., None], log_decay=-A_log.exp() * dt, state=memory, resets=resets
+        y, memory = bounded_attention(
+            C,
+            B,
+            u * dt[..., None],
+            log_decay=-A_log.exp() * dt,
+            bounds=self.config,
+            state=memory,
+            resets=resets,
         )
         y = (y + u * D[:, None]).flatten(2) * F.silu(z)
         y = F.rms_norm(

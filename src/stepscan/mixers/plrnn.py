@@ -5,7 +5,7 @@
 
 Made to reconstruct dynamical systems from data: `cell()` gives each state's linear region and
 Jacobian. Nothing bounds z: what is learned decides whether it stays finite. The generalised teacher
-forcing that it is trained with there is no part of the mixer.
+forcing that it is trained with there is no part of the mixer: see train/forcing.py.
 First values as published: A the diagonal of a positive definite matrix of norm 1, W1 and W2 uniform
 in +-1/sqrt(inputs), h1 = h2 = 0. C, of which the paper says nothing, as W2.
 State: B x E floats, constant in T.   Cost: O(T E (D + F)), one token after another.

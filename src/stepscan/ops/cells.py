@@ -111,8 +111,8 @@ class Elman(NamedTuple):
         return y, HiddenState(hidden[0])
 
     def step(
-        self, u: Float[Tensor, "B E"], state: HiddenState
-    ) -> tuple[Float[Tensor, "B E"], HiddenState]:
+        self, u: Float[Tensor, "*h B E"], state: HiddenState
+    ) -> tuple[Float[Tensor, "*h B E"], HiddenState]:
         """One token."""
         hidden = _affine(u, state.hidden, self.recurrent_weight).tanh()
         return hidden, HiddenState(hidden)
@@ -159,8 +159,8 @@ class GRU(NamedTuple):
         return y, HiddenState(hidden[0])
 
     def step(
-        self, u: Float[Tensor, "B gates"], state: HiddenState
-    ) -> tuple[Float[Tensor, "B E"], HiddenState]:
+        self, u: Float[Tensor, "*h B gates"], state: HiddenState
+    ) -> tuple[Float[Tensor, "*h B E"], HiddenState]:
         """One token."""
         width = self.recurrent_weight.shape[-1]
         split = [2 * width, width]
@@ -219,8 +219,8 @@ class LSTM(NamedTuple):
         return y, LSTMState(hidden[0], cell[0])
 
     def step(
-        self, u: Float[Tensor, "B gates"], state: LSTMState
-    ) -> tuple[Float[Tensor, "B E"], LSTMState]:
+        self, u: Float[Tensor, "*h B gates"], state: LSTMState
+    ) -> tuple[Float[Tensor, "*h B E"], LSTMState]:
         """One token."""
         gates = _affine(u, state.hidden, self.recurrent_weight)
         i, f, g, o = gates.chunk(4, -1)

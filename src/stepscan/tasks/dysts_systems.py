@@ -26,7 +26,7 @@ from stepscan.tasks.dynamics import System, runge_kutta
 
 PER_PERIOD = 100
 """Samples in a period, as dysts counts it: that of the strongest frequency."""
-SUBSTEPS = 20
+SUBSTEPS = 10
 """Steps of the integrator between two samples."""
 PER_DELAY = 400
 """Least number of steps in a delay."""

@@ -20,6 +20,7 @@ from stepscan.ops import (
     attention,
     cells,
     chunk_attention,
+    dag_scan,
     delta_rule,
     diagonal_cells,
     dilated_conv,
@@ -386,6 +387,18 @@ def _grid_scan(s: Sizes) -> Built:
     return ((q / s.size**0.5, k, v), {"transition": transition, **gates}), work
 
 
+def _dag_scan(s: Sizes) -> Built:
+    nodes = min(16, s.T)  # tokens in graphs of 16, each linked to the next and the one after
+    fold = lambda x: x[:, : s.T // nodes * nodes].unflatten(1, (-1, nodes)).flatten(0, 1)  # noqa: E731
+    q, k, v = (fold(x) for x in _qkv(s))
+    edges = torch.tensor([(n, n + d) for d in (1, 2) for n in range(nodes - d)]).view(-1, 2).T
+    E, P = edges.shape[1], dag_scan.pairs_of(edges).shape[1]
+    number = lambda n: torch.rand(len(q), n, s.heads, generator=s.rng) / 2  # noqa: E731
+    gates = {"source": number(E), "mark": number(E), "transition": number(P)}
+    work = _matrix_work(s, products=8, pairs=0)
+    return ((q / s.size**0.5, k, v), {"edges": edges, **gates}), work
+
+
 def _scan2d(s: Sizes) -> Built:
     inputs = s.rand(VARIATES, 2, 2, s.size) / 2, s.randn(VARIATES, 2, s.size)
     return (inputs, {}), Work(4 * VARIATES * s.size)
@@ -425,6 +438,7 @@ TABLE: dict[str, tuple[ModuleType, Callable[[Sizes], Built]]] = {
     "dilated_conv": (dilated_conv, _dilated_conv),
     "chunk_attention": (chunk_attention, _chunk_attention),
     "grid_scan": (grid_scan, _grid_scan),
+    "dag_scan": (dag_scan, _dag_scan),
     "scan2d": (scan2d, _scan2d),
     **{
         f"cell_scan {kind}{name}": (cells, partial(_cell, kind=kind, units=units))

@@ -1,5 +1,6 @@
 """Which memory does this task need? Mixers x tasks under one protocol, as a picture and a table."""
 
+import dataclasses
 import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stepscan.apps import runs
-from stepscan.apps.bench import matrix, orderings
+from stepscan.apps.bench import compute, hybrid, matrix, orderings, pairs
 from stepscan.apps.bench.findings import findings
+from stepscan.apps.bench.hybrid import Sweep
 from stepscan.apps.bench.protocol import QUICK, Protocol, config_of
 from stepscan.apps.bench.study import Study, work
 from stepscan.apps.progress import Voice
@@ -16,7 +18,7 @@ from stepscan.apps.report import bench as report
 from stepscan.names import lookup
 from stepscan.tasks import TASKS
 
-__all__ = ["MIXERS", "QUICK", "QUICK_TASKS", "Protocol", "bench", "redraw"]
+__all__ = ["MIXERS", "QUICK", "QUICK_TASKS", "Protocol", "Sweep", "bench", "redraw"]
 
 VERSION = 1
 MIXERS = (
@@ -47,6 +49,7 @@ def bench(
     tasks: Sequence[str] = QUICK_TASKS,
     *,
     protocol: Protocol = QUICK,
+    sweep: Sweep | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
     storage: str | None = None,
@@ -59,6 +62,7 @@ def bench(
         mixers: Names, with options or not, or patterns of layers.
         tasks: Names of tasks.
         protocol: What is equal for all, and how much is trained.
+        sweep: Hybrids to compare, instead of `mixers`.
         out: The run folder; None makes one under runs/.
         resume: A run folder to go on with, by its own mixers, tasks and protocol.
         storage: URL of a database that several machines share (they share the folder, too); None
@@ -76,13 +80,19 @@ def bench(
         mixers, tasks = plan["mixers"], plan["tasks"]
         protocol = Protocol.from_dict(plan["protocol"])
     else:
+        if sweep is not None:
+            mixers = tuple(sweep.patterns())
+            protocol = dataclasses.replace(protocol, layers=sweep.layers)
         check(mixers, tasks, protocol)
         folder = runs.new_folder("bench", out)
         plan = {"mixers": [*mixers], "tasks": [*tasks], "protocol": protocol.to_dict()}
+        plan |= {} if sweep is None else {"hybrids": sweep.patterns()}
         runs.write_json(folder / "plan.json", plan)
     study = Study(folder, storage)
     study.add([(mixer, task) for task in tasks for mixer in mixers])
     voice.say(f"bench  {len(mixers)} mixers, {len(tasks)} tasks, in {folder}")
+    if protocol.budget == "compute":
+        plan["budgets"] = compute.budgets(folder, mixers, tasks, protocol, voice.say)
     _work(study, folder, storage, protocol, workers, voice)
     return _finish(folder, plan, study, voice)
 
@@ -149,7 +159,7 @@ def _finish(folder: Path, plan: Mapping[str, Any], study: Study, voice: Voice) -
     done, failed = study.done(), study.failed()
     wanted = [(mixer, task) for mixer in plan["mixers"] for task in plan["tasks"]]
     found = matrix.cells({cell: done[cell] for cell in wanted if cell in done})
-    results = {
+    results: dict[str, Any] = {
         "version": VERSION,
         "kind": "bench",
         "title": "stepscan bench",
@@ -159,9 +169,16 @@ def _finish(folder: Path, plan: Mapping[str, Any], study: Study, voice: Voice) -
         "abilities": {task: TASKS[task].ability for task in plan["tasks"]},
         "cells": found,
         "failed": [{"mixer": m, "task": t, "why": why} for (m, t), why in failed.items()],
-        "findings": findings(found),
+        "findings": [
+            *findings(found),
+            *pairs.findings(found),
+            *compute.findings(found, plan["protocol"]),
+        ],
         "orderings": orderings.check(found),
     }
+    if "hybrids" in plan:
+        results["sweep"] = hybrid.summary(found, plan["hybrids"])
+        results["findings"] += hybrid.findings(results["sweep"])
     runs.write_json(folder / "results.json", results)
     report.write(results, folder)
     voice.say("", *results["findings"], "", f"report   {folder}/report.html")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from stepscan.analyze.intervals import mean_interval
 from stepscan.apps.bench.study import best_rate
@@ -28,15 +28,25 @@ def _cell(mixer: str, task: str, found: Runs) -> Cell:
         "task": task,
         "rate": best,
         "scores": {f: [r["scores"][f] for r in chosen if r["scores"]] for f in lengths},
+        "seeds": [run["seed"] for run in chosen if run["scores"]],
         "diverged": sum(run["diverged"] for run in chosen),
         "learned": sum(run["ended"] == "learned" for run in chosen),
+        "ended": [run["ended"] for run in chosen],
         "sweep": [{k: run[k] for k in ("rate", "valid", "steps", "ended")} for run in sweep],
         "curves": [run["curve"] for run in chosen],
         "steps": [run["steps"] for run in chosen],
         "tokens": [run["tokens"] for run in chosen],
         "seconds": [run["seconds"] for run in chosen],
+        "pretraining": [run.get("pretraining") for run in chosen],
+        "total_tokens": [total(run, "tokens") for run in chosen],
+        "total_seconds": [total(run, "seconds") for run in chosen],
         **{k: first[k] for k in ("width", "parameters", "state_bytes", "streams")},
     }
+
+
+def total(run: Mapping[str, Any], what: Literal["steps", "tokens", "seconds"]) -> float:
+    """Of a training and the self-pretraining before it."""
+    return run[what] + (run.get("pretraining") or {what: 0})[what]
 
 
 def above_chance(score: float, task: str) -> float:

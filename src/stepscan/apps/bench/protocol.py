@@ -1,13 +1,14 @@
 """What is held equal when mixers are compared on tasks, and how large a model that makes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
 
 import torch
 
 from stepscan import state as states
+from stepscan.apps import runs
 from stepscan.models import ModelConfig, NextToken, Regress, SequenceModel
 from stepscan.models.pattern import parse
 from stepscan.tasks import RealTask, Task
@@ -15,6 +16,8 @@ from stepscan.tasks import RealTask, Task
 WIDTHS = tuple(range(16, 513, 4))
 """Widths that are tried for equal sizes."""
 MLP_RATIO = 2.0
+LATER = ("budget", "self_pretrain")
+"""Settings that runs of earlier versions do not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Protocol:
     steps: int = 2000
     """Optimizer steps at the most."""
     seconds: float = 60.0
-    """Training time at the most, in seconds of one core."""
+    """Training time at the most, in seconds of one core; of equal compute, what each has."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Peak learning rates; the one that is best with the first seed trains the others."""
     seeds: int = 2
@@ -45,12 +48,20 @@ class Protocol:
     """How often validation examples are scored while training."""
     converged: float = 0.999
     """Validation score, twice in a row, that ends a training early."""
+    budget: Literal["steps", "compute"] = "steps"
+    """What a training ends by: `steps`, or as many as its measured speed makes of `seconds`."""
+    self_pretrain: int = 0
+    """Steps in which the inputs of the examples are learned, before the task is."""
 
     def __post_init__(self) -> None:
         """Reject what cannot be run."""
         for name in ("size", "layers", "batch", "steps", "seeds", "examples", "looks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"bench: want {name} >= 1, got {getattr(self, name)}")
+        if self.self_pretrain < 0:
+            raise ValueError(f"bench: want self_pretrain >= 0, got {self.self_pretrain}")
+        if self.budget not in ("steps", "compute"):
+            raise ValueError(f"bench: want a budget of steps or compute, got {self.budget!r}")
         if not self.seconds > 0:
             raise ValueError(f"bench: want seconds above 0, got {self.seconds}")
         if not self.rates or min(self.rates) <= 0:
@@ -62,10 +73,17 @@ class Protocol:
         """Plain data, as JSON has it."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
+    def key(self) -> dict[str, Any]:
+        """What a training is known by. Settings that came later count where they are not as before,
+        so that what was trained without them is found again.
+        """
+        old = {field.name: field.default for field in fields(self) if field.name in LATER}
+        return {k: v for k, v in self.to_dict().items() if k not in old or v != old[k]}
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Protocol":
         """The inverse of `to_dict`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        return cls(**runs.tuples(data))
 
 
 QUICK = Protocol(

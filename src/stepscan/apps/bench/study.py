@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from stepscan.apps import runs
+from stepscan.apps.bench.compute import of_cell
 from stepscan.apps.bench.protocol import Protocol
 from stepscan.apps.bench.training import train
 from stepscan.tasks import TASKS
@@ -113,6 +114,7 @@ class Study:
         if not cell[0]:  # another worker was faster: Optuna makes up a trial of its own
             raise self._optuna.TrialPruned
         try:
+            protocol = of_cell(protocol, self.folder, *cell)
             found = run_cell(*cell, protocol, self.folder / "runs", told)
         except Exception as error:
             trial.set_user_attr("error", f"{type(error).__name__}: {error}")
@@ -130,7 +132,7 @@ def run_cell(
     folder.mkdir(parents=True, exist_ok=True)
 
     def run(rate: float, seed: int) -> dict[str, Any]:
-        spec = {"mixer": mixer, "task": task, "rate": rate, "seed": seed, **protocol.to_dict()}
+        spec = {"mixer": mixer, "task": task, "rate": rate, "seed": seed, **protocol.key()}
         name = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
         path = folder / f"{runs.word(mixer)}-{task}-{name}.json"
         if path.exists():

@@ -14,6 +14,7 @@ from stepscan.models import SequenceModel
 from stepscan.tasks import Batch, RealTask, Task
 from stepscan.train.optimizer import adamw, set_rate
 from stepscan.train.schedule import rate as schedule
+from stepscan.train.self_pretrain import self_pretrain
 
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.01, 1.0
 TRAIN, VALID, TEST = 1_000_003, 2_000_003, 3_000_017
@@ -38,7 +39,7 @@ def train(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         torch.manual_seed(seed)
         model = SequenceModel(config)
-        run = {
+        run: dict[str, Any] = {
             "mixer": pattern,
             "task": task.name,
             "rate": rate,
@@ -48,6 +49,7 @@ def train(
             "state_bytes": state_bytes(model, task),
             "streams": model.causal,
         }
+        run["pretraining"] = _pretrain(model, task, protocol, rate, seed)
         run |= _fit(model, task, protocol, rate, seed)
         run["scores"] = {} if run["diverged"] else _test(model, task, protocol)
     return run
@@ -72,12 +74,56 @@ def score(model: SequenceModel, task: Task, examples: int, seed: int) -> float:
     return task.score(said if isinstance(task, RealTask) else said.argmax(-1), batch)
 
 
+class Descent:
+    """Steps of one training; those of the same seed read the same examples, whatever the model."""
+
+    def __init__(
+        self, model: SequenceModel, task: Task, protocol: Protocol, *, rate: float, seed: int
+    ) -> None:
+        self.model, self.task, self.batch = model, task, protocol.batch
+        self.tokens = 0
+        """Read in the last step."""
+        self._optimizer = adamw(model, learning_rate=rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
+        self._rng = torch.Generator().manual_seed(TRAIN + seed)
+
+    def step(self, part: float) -> bool:
+        """Descend once, so far into the budget; False if the loss is not finite."""
+        set_rate(self._optimizer, schedule(part))
+        batch = self.task.draw(self.batch, self._rng)
+        self.tokens = batch.input.shape[0] * batch.input.shape[1]
+        loss = loss_of(self.model, self.task, batch)
+        if not torch.isfinite(loss):
+            return False
+        self._optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self._optimizer.step()
+        return True
+
+
+def _pretrain(
+    model: SequenceModel, task: Task, protocol: Protocol, rate: float, seed: int
+) -> dict[str, Any] | None:
+    """Learn the inputs of the examples that the training reads afterwards, if asked to."""
+    if not protocol.self_pretrain:
+        return None
+    return self_pretrain(
+        model,
+        task,
+        steps=protocol.self_pretrain,
+        batch=protocol.batch,
+        rate=rate,
+        seed=TRAIN + seed,
+        weight_decay=WEIGHT_DECAY,
+        betas=BETAS,
+    )
+
+
 def _fit(
     model: SequenceModel, task: Task, protocol: Protocol, rate: float, seed: int
 ) -> dict[str, Any]:
     """Train until the budget is spent, or the task is learned."""
-    optimizer = adamw(model, learning_rate=rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
-    rng = torch.Generator().manual_seed(TRAIN + seed)
+    descent = Descent(model, task, protocol, rate=rate, seed=seed)
     curve: list[list[float]] = []
     spent, step, tokens, learned = 0.0, 0, 0, 0
     diverged = False
@@ -90,18 +136,11 @@ def _fit(
         if part >= 1 or learned == 2:
             break
         begin = time.process_time()
-        set_rate(optimizer, schedule(part))
-        batch = task.draw(protocol.batch, rng)
-        loss = loss_of(model, task, batch)
-        if not torch.isfinite(loss):
+        if not descent.step(part):
             diverged = True
             break
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
         spent += time.process_time() - begin
-        step, tokens = step + 1, tokens + batch.input.shape[0] * batch.input.shape[1]
+        step, tokens = step + 1, tokens + descent.tokens
     return {
         "steps": step,
         "tokens": tokens,

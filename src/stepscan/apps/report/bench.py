@@ -67,6 +67,8 @@ def page(results: Results) -> Markup:
             ),
             tag("section", tag("h2", "Score by length"), *_length_figures(results, factors)),
         ]
+    if "sweep" in results:
+        main.append(tag("section", tag("h2", "Hybrids"), _hybrids(results["sweep"])))
     main += [
         tag("section", tag("h2", "Score by bytes of state"), *_state_figures(results)),
         tag("section", tag("h2", "What was published, held against it"), _orderings(results)),
@@ -274,8 +276,25 @@ def _orderings(results: Results) -> Markup:
     return _table(("published", "task", "should win", "should lose", "here", "source"), rows)
 
 
+def _hybrids(sweep: Mapping[str, Any]) -> Markup:
+    rows = [
+        (
+            row["task"],
+            row["linear"] or "none",
+            row["ratio"],
+            f"{row['mean']:.3f}",
+            "-" if row["spread"] is None else f"{row['spread']:.3f}",
+            str(row["seeds"]),
+        )
+        for row in sorted(sweep["grid"], key=lambda r: (r["task"], r["linear"] or "~", r["full"]))
+    ]
+    head = ("task", "linear mixer", "linear:full", "above chance", "deviation", "seeds")
+    return _table(head, rows)
+
+
 def _numbers(results: Results, factors: Sequence[str]) -> Markup:
-    head = ("task", "mixer", *(f"x{f}" for f in factors), "rate", "steps", "parameters", "state")
+    head = ("task", "mixer", *(f"x{f}" for f in factors), "rate", "steps")
+    head += ("core seconds", "parameters", "state")
     rows = []
     for _, task in _columns(results):
         for mixer in _rows(results):
@@ -283,7 +302,8 @@ def _numbers(results: Results, factors: Sequence[str]) -> Markup:
             if cell is not None:
                 scores = [_with_spread(cell["scores"].get(f, [])) for f in factors]
                 steps = f"{fmean(cell['steps']):.0f}"
-                cost = (count(cell["parameters"]), size(cell["state_bytes"]))
+                seconds = f"{fmean(cell.get('total_seconds', cell['seconds'])):.1f}"
+                cost = (seconds, count(cell["parameters"]), size(cell["state_bytes"]))
                 rows.append((task, mixer, *scores, f"{cell['rate']:g}", steps, *cost))
     rows += [(f["task"], f["mixer"], f["why"]) for f in results["failed"]]
     return _table(head, rows)
