@@ -17,6 +17,8 @@ ROOT = Path(stepscan.__file__).parent
 MEASURED = {  # what one step cannot show, and why
     "log_linear": "its levels hand their matrices on, and a step decays only those at work",
     "memory_caching": "its copies grow; the memory at work is that of the mixer inside",
+    "longformer": "its first tokens stay, the others move on and out",
+    "performer": "its memory is kept in units of the largest feature so far",
     "mlstm_large": "its memory is kept in units that fade as it does",
     "path": "the keys that it turns grow in number",
     "rwkv4": "it keeps the ratio of two sums, and how large they are",

@@ -202,8 +202,9 @@ def _tensors(state: object) -> dict[str, Tensor]:
 def _norms(value: Tensor) -> Tensor:
     """[channels]: root mean square of each."""
     square = value.detach().abs().double().square()
-    square = square.reshape(len(square), -1, 1, 1) if square.ndim < 3 else square
-    return square.flatten(2, -2).mean((0, 2)).sqrt().flatten()
+    first = square.shape[1] if square.ndim > 2 else 1
+    last = square.shape[-1] if square.ndim > 1 else 1
+    return square.reshape(len(square), first, -1, last).mean((0, 2)).sqrt().flatten()
 
 
 def _kept(

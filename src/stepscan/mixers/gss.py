@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.discretize import discretize_diagonal
 from stepscan.ops.ssm_conv import ssm_conv
 
@@ -32,6 +33,13 @@ class GSSConfig(MixerConfig):
     name: ClassVar[str] = "gss"
     equation: ClassVar[str] = "h = e^A h + (e^A - 1)/A u_t;  y = W_o (W_y (Re(C h) + D u_t) * v_t)"
     source: ClassVar[str] = "Mehta et al. 2022, arXiv:2206.13947"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="state space",
+        transition="diagonal",
+        gate="fixed",
+        eigenvalues="disc",
+        ops=("ssm_conv",),
+    )
 
     state_size: int = 64
     """Complex numbers N of state per channel of u."""

@@ -39,7 +39,6 @@ class LongformerConfig(MixerConfig):
     source: ClassVar[str] = "Beltagy et al. 2020, arXiv:2004.05150"
     taxonomy: ClassVar[Taxonomy] = Taxonomy(
         family="softmax attention",
-        ops=("attention",),
     )
 
     heads: int = 4

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
+from stepscan.mixers.taxonomy import Taxonomy
 from stepscan.ops.arguments import as_resets
 from stepscan.ops.compress_select import Selection, compress_each, expand, select
 from stepscan.ops.positions import positions
@@ -40,6 +41,9 @@ class LSHAttentionConfig(MixerConfig):
     name: ClassVar[str] = "lsh_attention"
     equation: ClassVar[str] = "y = sum_j softmax_j(q_t^T k_j / sqrt(K)) v_j  over j in t's buckets"
     source: ClassVar[str] = "Kitaev et al. 2020, arXiv:2001.04451"
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        family="softmax attention",
+    )
 
     heads: int = 4
     """Number of heads H; must divide the width."""

@@ -72,7 +72,9 @@ def self_pretrain(
         )
     real = isinstance(task, RealTask)
     head = Regress(outputs=task.channels) if real else NextToken(vocab=task.vocab)
-    reader = SequenceModel(replace(model.config, head=head))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reader = SequenceModel(replace(model.config, head=head))
     reader.load_state_dict(_trunk(model), strict=False)
     optimizer = adamw(reader, learning_rate=rate, weight_decay=weight_decay, betas=betas)
     rng, noise = (torch.Generator().manual_seed(s) for s in (seed, seed + 1))
