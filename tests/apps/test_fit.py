@@ -14,7 +14,7 @@ import torch
 from made_up_data import TINY
 
 import stepscan as ss
-from stepscan.apps import compare as compare_app
+from stepscan.apps.candidate import Candidate
 from stepscan.apps.compare import baseline_row, compare, verdict
 from stepscan.apps.domain import Metric
 from stepscan.apps.fit import fit, resume
@@ -292,7 +292,7 @@ def test_an_interrupted_comparison_leaves_no_empty_folder(files, tmp_path, monke
 
 
 def test_scores_that_are_not_finite_are_failures(files, tmp_path, monkeypatch):
-    plain = compare_app.Candidate.finish
+    plain = Candidate.finish
 
     def finish(run):
         model = plain(run)
@@ -301,7 +301,7 @@ def test_scores_that_are_not_finite_are_failures(files, tmp_path, monkeypatch):
                 parameter.data.fill_(torch.nan)
         return model
 
-    monkeypatch.setattr(compare_app.Candidate, "finish", finish)
+    monkeypatch.setattr(Candidate, "finish", finish)
     for kind in ("events", "interactions"):
         found = compare(files[kind], ["min_gru", "lstm"], seeds=1, out=tmp_path / kind, **PLAN)
         rows = {row["name"]: row for row in found["sections"][0]["candidates"]}

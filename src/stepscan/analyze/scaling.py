@@ -153,15 +153,17 @@ def _solve(
     high = torch.full((len(y),), EXPONENTS[1], dtype=y.dtype).log()
     spread = _spread(c, y, low, high)
     share = torch.linspace(0, 1, GRID, dtype=y.dtype)
+    at = low
     for _ in range(ZOOMS):
         grid = (low[:, None] + (high - low)[:, None] * share).exp()  # [R G]
-        floor, scale, error = _weighted(c, y, grid, spread)
+        *_, error = _weighted(c, y, grid, spread)
         best = _huber(error, spread[:, None, None]).sum(-1).argmin(1, keepdim=True)
         step = (high - low) / (GRID - 1)
         at = grid.gather(1, best).squeeze(1).log()
         low, high = at - step, at + step
-    floor, scale, grid = (x.gather(1, best).squeeze(1) for x in (floor, scale, grid))
-    return floor, scale, grid
+    exponent = at.exp()
+    floor, scale, _ = _weighted(c, y, exponent[:, None], spread)
+    return floor.squeeze(1), scale.squeeze(1), exponent
 
 
 def _spread(
@@ -190,13 +192,13 @@ def _weighted(
     """Floor, scale and relative errors of every row and exponent, by reweighted least squares."""
     x = c ** -grid[..., None]  # [R G N]
     y = y[:, None]  # [R 1 N]
-    weight = torch.ones_like(x)
     bend = BEND * spread[:, None, None]
+    floor, scale = _line(x, y, torch.ones_like(x) / y.square())
     for _ in range(ROUNDS):
-        floor, scale = _line(x, y, weight / y.square())
         error = (floor[..., None] + scale[..., None] * x) / y - 1
         weight = bend / error.abs().clamp_min(bend)
-    return floor, scale, error
+        floor, scale = _line(x, y, weight / y.square())
+    return floor, scale, (floor[..., None] + scale[..., None] * x) / y - 1
 
 
 def _line(

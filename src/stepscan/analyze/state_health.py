@@ -38,18 +38,20 @@ FILLED = 0.1  # share of a tensor's channels that keep more than half and grow
 GROWN = (
     1.5  # times its norm within the trained length, that a channel must reach to count as filling
 )
-OUTLIER = 3.0  # times its norm within the trained length, and times the median of the others
-FLOOR = 1e-3  # of a tensor's norm: channels below it are taken to have it
+OUTLIER = 3.0  # times its norm within the trained length, and times the growth of the median
 
 
 class Part(NamedTuple):
     """One tensor of the state; its channels are its first and last axis after the batch."""
 
     name: str
+    size: int
+    """Numbers in a row."""
     norms: Tensor
     """[times, channels], root mean squares over rows and the axes between."""
     growth: Tensor
-    """[channels]: the norm after the last token, in times of the largest while trained."""
+    """[channels]: the norm after the last token, in times of the largest within the trained length,
+    its own or the mean of all."""
     outliers: tuple[int, ...]
     """Channels that grew three times, and three times as much as the median."""
     kept: Tensor
@@ -120,9 +122,11 @@ def collapse_report(
     distances = (*distances, last - trained)
     kept = _kept(model, inputs[:rows, trained:last], middle, distances, seed)
     model.train(was_training)
+    sizes = {name: value[0].numel() for name, value in _tensors(middle).items()}
     parts = tuple(
         _part(
             name,
+            sizes[name],
             torch.stack([norms[name] for norms in walked]),
             torch.tensor([t <= trained for t in times]),
             kept[name],
@@ -232,13 +236,16 @@ def _kept(
     return {name: torch.stack(ratios) for name, ratios in found.items() if ratios}
 
 
-def _part(name: str, norms: Tensor, within: Tensor, kept: Tensor, distances: Sequence[int]) -> Part:
+def _part(
+    name: str, size: int, norms: Tensor, within: Tensor, kept: Tensor, distances: Sequence[int]
+) -> Part:
     usual = norms[within].max(0).values
-    usual = usual.clamp_min(FLOOR * usual.square().mean().sqrt().item())
+    usual = usual.clamp_min(usual.square().mean().sqrt().item())  # empty channels do not explode
     growth = torch.where(usual > 0, norms[-1] / usual, 1.0)
     limit = OUTLIER * growth.nanmedian().clamp_min(1.0)
     outliers = tuple((~(growth <= limit)).nonzero().flatten().tolist())  # NaN is one as well
-    return Part(name, norms, growth, outliers, kept, _horizon(kept.median(1).values, distances))
+    horizon = _horizon(kept.median(1).values, distances)
+    return Part(name, size, norms, growth, outliers, kept, horizon)
 
 
 def _horizon(kept: Tensor, distances: Sequence[int]) -> float:
@@ -286,12 +293,24 @@ def _spans(cost: Tensor, lengths: Sequence[int]) -> tuple[tuple[float, ...], boo
     return tuple(means.tolist()), bool(rises.any())
 
 
+def _memories(parts: Sequence[Part]) -> list[Part]:
+    """Of every layer the tensors half as large as its largest; counters and scales may grow."""
+    layers: dict[str, list[Part]] = {}
+    for part in parts:
+        layers.setdefault(part.name.partition(".")[0], []).append(part)
+    return [
+        p for layer in layers.values() for p in layer if 2 * p.size >= max(q.size for q in layer)
+    ]
+
+
 def _judge(
     parts: Sequence[Part], losses: Sequence[float] | None, rises: bool, lengths: Sequence[int]
 ) -> tuple[str, str]:
     trained, last = lengths[0], lengths[-1]
-    exploding = {p.name for p in parts if not bool((p.growth <= 2 * last / trained).all())}
-    filling = {p.name for p in parts if p.filling >= FILLED} - exploding
+    large = _memories(parts)
+    exploding = {p.name for p in parts if not bool(p.norms.isfinite().all())}
+    exploding |= {p.name for p in large if bool((p.growth > 2 * last / trained).any())}
+    filling = {p.name for p in large if p.filling >= FILLED} - exploding
     said = []
     if losses is not None:
         worst = max(range(1, len(losses)), key=lambda i: (losses[i] == losses[i], losses[i]))
@@ -312,7 +331,7 @@ def _judge(
         elif p.outliers:
             said.append(f"{len(p.outliers)} of {len(p.growth)} channels of {p.name} grow {grown}.")
     if parts and not exploding | filling:
-        reach = max(p.horizon for p in parts)
+        reach = max(p.horizon for p in large)
         fades = f"fades within about {reach:.3g}" if reach < math.inf else f"lasts {last - trained}"
         said.append(f"The state keeps its size; what is read {fades} tokens.")
     verdict = "explodes" if exploding else "never forgets" if filling else "healthy"
@@ -320,7 +339,7 @@ def _judge(
         verdict = "collapses"
     if filling or rises:
         said.append(
-            "Train on longer sequences, or bound the memory: forget_scale, state_norm, "
-            "memory_window."
+            "Train on longer sequences, or bound the memory (options of gla and mamba2: "
+            "forget_scale, state_norm, memory_window)."
         )
     return verdict, " ".join([f"{verdict.capitalize()}: {VERDICTS[verdict]}.", *said])

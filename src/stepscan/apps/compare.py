@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +12,17 @@ import torch
 
 from stepscan.analyze.intervals import mean_interval, paired_difference
 from stepscan.apps import measure, report, runs
-from stepscan.apps.candidate import Candidate
-from stepscan.apps.domain import Domain, Metric, Recipe, Scores, with_options
+from stepscan.apps import scaling as curves
+from stepscan.apps.domain import Domain, Metric, Scores, with_options
+from stepscan.apps.entrants import Entrant, plan, train_in_turns
 from stepscan.apps.kinds import domain_of
 from stepscan.apps.model import Model
-from stepscan.apps.progress import Voice, clock
+from stepscan.apps.progress import Voice
 from stepscan.data.base import DataOptions
 from stepscan.data.open import open_dataset
 from stepscan.models import SequenceModel
-from stepscan.train.config import TrainConfig
-from stepscan.train.loop import DivergedError
 
-SLICES = 12  # turns that each candidate's budget is cut into
-LOOKS = 8  # points of a learning curve
-LOOK = 8_000  # steps that a look reads: many candidates look many times
 TEST = 60_000  # steps of the test part at the most
-
-
-@dataclass
-class Entrant:
-    """One mixer or layer pattern, over all seeds."""
-
-    name: str
-    config: Any
-    runs: list[Candidate | None] = field(default_factory=list)
-    """By seed; None where it diverged."""
-    models: list[SequenceModel | None] = field(default_factory=list)
-    scores: list[Scores | None] = field(default_factory=list)
-
-    def values(self, metric: str) -> list[float | None]:
-        """One figure per seed."""
-        return [None if s is None else s[metric] for s in self.scores]
-
-    def best(self, metric: Metric) -> SequenceModel | None:
-        """The model of the best seed."""
-        chosen = None
-        for seed, score in enumerate(self.values(metric.name)):
-            if score is not None and (chosen is None or metric.wins(score, chosen[1])):
-                chosen = seed, score
-        return None if chosen is None else self.models[chosen[0]]
 
 
 def compare(
@@ -62,6 +32,7 @@ def compare(
     minutes: float = 1.0,
     seeds: int = 2,
     width: int | None = None,
+    scaling: int = 0,
     options: DataOptions | None = None,
     out: str | os.PathLike[str] | None = None,
     quiet: bool = False,
@@ -76,6 +47,8 @@ def compare(
         minutes: Training time of each candidate and seed.
         seeds: How many times each is trained.
         width: Model width; None is the recipe's of the kind of data.
+        scaling: Also train for the half of the time, the quarter ..., so many times, and fit how
+            the score falls with time: three or more.
         options: How to read the data.
         out: The run folder; None makes one under runs/.
         quiet: Say nothing.
@@ -92,10 +65,11 @@ def compare(
             f"compare: want data, candidates and seeds >= 1, got {len(sources)} data sets, "
             f"{len(candidates)} candidates, {seeds} seeds"
         )
+    curves.check(scaling)
     domains = [domain_of(open_dataset(os.fspath(source), options)) for source in sources]
     for domain in domains:  # nothing is written before it is known that all of it can be run
         domain.recipe = with_options(domain.recipe, **choices)
-        _plan(domain.recipe, minutes, seed=0)
+        plan(domain.recipe, minutes, seed=0)
         for name in candidates:
             with torch.device("meta"):
                 SequenceModel(domain.candidate(name, width))
@@ -108,6 +82,7 @@ def compare(
             minutes=minutes,
             seeds=seeds,
             width=width,
+            scaling=scaling,
             options=options,
             folder=folder,
             title=title,
@@ -125,6 +100,7 @@ def _run(
     minutes: float,
     seeds: int,
     width: int | None,
+    scaling: int,
     options: DataOptions | None,
     folder: Path,
     title: str,
@@ -145,6 +121,10 @@ def _run(
                 width=width,
                 show=voice.show,
             )
+            if scaling:
+                found["scaling"] = curves.scaling(
+                    domain, found, halvings=scaling, most=TEST, show=voice.show
+                )
         sections.append(found)
         for name, model in models.items():
             about = {
@@ -160,7 +140,8 @@ def _run(
         results = runs.results(f"stepscan {title}", sections, runs.command_line())
         runs.write_json(folder / "results.json", results)
         report.write(results, folder / "report.html")
-        voice.say(*report.leaderboard(found), f"verdict  {found['verdict']}", "")
+        voice.say(*report.leaderboard(found), f"verdict  {found['verdict']}")
+        voice.say(*found.get("scaling", {}).get("findings", ()), "")
     voice.say(f"report   {folder}/report.html")
     return results | {"folder": str(folder)}
 
@@ -188,7 +169,7 @@ def section(
         A section of results.json (docs/results.md), and the best model of each candidate.
     """
     entrants = [Entrant(name, domain.candidate(name, width)) for name in dict.fromkeys(candidates)]
-    _train(domain, entrants, minutes=minutes, seeds=seeds, show=show)
+    train_in_turns(domain, entrants, minutes=minutes, seeds=seeds, show=show)
     show(1.0, "scoring the test part")
     rows = [_judge(domain, entrant) for entrant in entrants]
     show(1.0, "baselines")
@@ -266,63 +247,6 @@ def verdict(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> str:
         text += f". It {verb} {baseline['name']} ({score:.3g}), the best of the simple methods"
     said = [text, *_failures(metric, rows), _slowdown(rows)]
     return ". ".join(sentence for sentence in said if sentence) + "."
-
-
-def _plan(recipe: Recipe, minutes: float, *, seed: int) -> TrainConfig:
-    return TrainConfig(
-        minutes=minutes,
-        rows=recipe.rows,
-        length=recipe.length,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        seed=seed,
-        evaluations=LOOKS,
-    )
-
-
-def _train(
-    domain: Domain,
-    entrants: Sequence[Entrant],
-    *,
-    minutes: float,
-    seeds: int,
-    show: Callable[[float, str], None],
-) -> None:
-    """Seed by seed, all entrants in turns, so that the noise of the machine hits all alike."""
-    begin = time.monotonic()
-    for seed in range(seeds):
-        train = _plan(domain.recipe, minutes, seed=seed)
-        running: list[tuple[Entrant, Candidate]] = []
-        for entrant in entrants:
-            run = Candidate(domain, entrant.config, train, look=LOOK)
-            entrant.runs.append(run)
-            running.append((entrant, run))
-        while running:
-            for entrant, run in list(running):
-                used = [r.trainer.progress if r else 1.0 for e in entrants for r in e.runs]
-                part = sum(used) / (seeds * len(entrants))
-                taken = time.monotonic() - begin
-                left = f"left {clock(taken * (1 - part) / part)}" if part > 0.02 else ""
-                show(part, f"seed {seed}  {entrant.name}  {left}")
-                try:
-                    run.trainer.advance(seconds=60 * minutes / SLICES)
-                except DivergedError:
-                    entrant.runs[seed] = None
-                    running.remove((entrant, run))
-                    continue
-                if run.trainer.done:
-                    running.remove((entrant, run))
-        for entrant in entrants:
-            entrant.models.append(_finished(entrant.runs[seed]))
-            if entrant.models[seed] is None:
-                entrant.runs[seed] = None
-
-
-def _finished(run: Candidate | None) -> SequenceModel | None:
-    try:
-        return None if run is None else run.finish()
-    except DivergedError:
-        return None
 
 
 def _judge(domain: Domain, entrant: Entrant) -> dict[str, Any]:

@@ -27,6 +27,9 @@ class Args:
     """How many times each candidate is trained."""
     width: int | None = None
     """Model width."""
+    scaling: int = 0
+    """Also train for the half of the time, the quarter ..., so many times, and fit how the score
+    falls with time: three or more."""
     rows: int | None = None
     """Sequences per batch."""
     length: int | None = None
@@ -52,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
         minutes=args.minutes,
         seeds=args.seeds,
         width=args.width,
+        scaling=args.scaling,
         options=args.read,
         out=args.out,
         voice=Voice(quiet=args.quiet or args.json),

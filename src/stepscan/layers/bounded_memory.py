@@ -6,7 +6,7 @@
 
 A memory larger than its training length needs never learns to forget, and past that length it
 fills up. The three are the mitigations of Chen et al. 2024 (arXiv:2410.07145, first version): they
-need no training, so they may be set on a trained model. The norm is that of a head's matrix.
+need no training, so they may be set on a trained model. The norm here is that of a head's matrix.
 
 The published window takes the difference of two sums that both began with the sequence; in float32
 it drowns in what they share. Here M begins anew with every w tokens: never more than two windows.
@@ -60,8 +60,8 @@ class RecentWrites(NamedTuple):
     log_decay: Float[Tensor, "B W H #K"]
 
 
-Memory = Tensor | RecentWrites
-"""Matrices [B H K V], or what they are computed from."""
+Memory = Float[Tensor, "B H K V"] | RecentWrites
+"""Matrices, or what they are computed from."""
 
 
 def start(

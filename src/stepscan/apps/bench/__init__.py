@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stepscan.apps import runs
 from stepscan.apps.bench import compute, hybrid, matrix, orderings, pairs
 from stepscan.apps.bench.findings import findings
@@ -76,7 +78,7 @@ def bench(
     voice = voice or Voice()
     if resume is not None:
         folder = Path(resume)
-        plan = runs.read_json(folder / "plan.json")
+        plan = dict(runs.read_json(folder / "plan.json"))
         mixers, tasks = plan["mixers"], plan["tasks"]
         protocol = Protocol.from_dict(plan["protocol"])
     else:
@@ -92,7 +94,10 @@ def bench(
     study.add([(mixer, task) for task in tasks for mixer in mixers])
     voice.say(f"bench  {len(mixers)} mixers, {len(tasks)} tasks, in {folder}")
     if protocol.budget == "compute":
-        plan["budgets"] = compute.budgets(folder, mixers, tasks, protocol, voice.say)
+        threads = torch.get_num_threads() if workers == 0 else 1  # as the trainings have
+        plan["budgets"] = compute.budgets(
+            folder, mixers, tasks, protocol, threads=threads, told=voice.say
+        )
     _work(study, folder, storage, protocol, workers, voice)
     return _finish(folder, plan, study, voice)
 

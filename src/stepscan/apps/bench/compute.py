@@ -26,7 +26,7 @@ from stepscan.tasks import TASKS, Task
 from stepscan.train.self_pretrain import self_pretrain
 
 ROUNDS, TURN = 7, 0.25
-"""Turns that every mixer takes, and how many seconds of CPU time each lasts."""
+"""Turns that every mixer takes before a bench, and how many seconds of CPU time each lasts."""
 LEVEL = 0.03
 """How far from their median trainings of equal compute may end."""
 FILE = "budgets.json"
@@ -39,16 +39,32 @@ def budgets(
     mixers: Sequence[str],
     tasks: Sequence[str],
     protocol: Protocol,
+    *,
+    threads: int,
     told: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, Any]]:
-    """Task -> mixer -> speed and steps: those in the folder, or measured now and put there."""
+    """Task -> mixer -> speed and steps: those in the folder, or measured now and put there.
+
+    Args:
+        folder: Of the run.
+        mixers: Names or patterns.
+        tasks: Names.
+        protocol: Of the trainings to come.
+        threads: Of each of them.
+        told: Where to say what is going on.
+    """
     path = folder / FILE
     if path.exists():
         return dict(runs.read_json(path))
     found = {}
-    for task in tasks:
-        told(f"measuring speeds on {task}")
-        found[task] = measure(mixers, TASKS[task](), protocol)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for task in tasks:
+            told(f"measuring speeds on {task}")
+            found[task] = measure(mixers, TASKS[task](), protocol, rounds=ROUNDS, turn=TURN)
+    finally:
+        torch.set_num_threads(before)
     runs.write_json(path, found)
     return found
 
@@ -66,8 +82,8 @@ def measure(
     task: Task,
     protocol: Protocol,
     *,
-    rounds: int = ROUNDS,
-    turn: float = TURN,
+    rounds: int = 7,
+    turn: float = 0.25,
     clock: Clock = time.process_time,
 ) -> dict[str, dict[str, Any]]:
     """Mixer -> CPU seconds and tokens of a step, tokens per second, their spread, and the steps.

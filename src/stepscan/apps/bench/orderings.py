@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from stepscan.apps.bench.matrix import Cell, above_chance
+from stepscan.apps.bench.pairs import on_task
 from stepscan.tasks import TASKS
 
 CLEAR = 0.1
@@ -121,6 +122,12 @@ def _check(claim: Claim, task: str, cells: Sequence[Cell]) -> dict[str, Any] | N
         "better": {m: fmean(v) for m, v in better.items()},
         "worse": {m: fmean(v) for m, v in worse.items()},
         "verdict": verdict,
+        "leads": [
+            {"better": a, "worse": b, "mean": gap.mean, "half": gap.half, "seeds": gap.count}
+            for a in better
+            for b in worse
+            if (gap := on_task(cells, a, b, task, claim.factor)) is not None
+        ],
     }
 
 

@@ -5,11 +5,12 @@ scores is free of the luck of the draw. Which of two is ahead on the whole is ju
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from statistics import fmean
 from typing import Any
 
 from stepscan.analyze.intervals import Interval, mean_interval, paired_difference, rank_correlation
-from stepscan.apps.bench.matrix import Cell, above_chance, table
+from stepscan.apps.bench.matrix import Cell, above_chance, by_ability, table
 
 FEWEST = 4
 """Names that two orders share, before how far they agree is spoken of."""
@@ -22,9 +23,11 @@ def by_seed(cell: Cell, factor: str = "1") -> dict[int, float]:
     return {s: above_chance(v, cell["task"]) for s, v in zip(seeds, values, strict=True)}
 
 
-def on_task(cells: Sequence[Cell], ours: str, theirs: str, task: str) -> Interval | None:
+def on_task(
+    cells: Sequence[Cell], ours: str, theirs: str, task: str, factor: str = "1"
+) -> Interval | None:
     """How far one mixer is ahead of another on a task, over the seeds that both have."""
-    found = {c["mixer"]: by_seed(c) for c in cells if c["task"] == task}
+    found = {c["mixer"]: by_seed(c, factor) for c in cells if c["task"] == task}
     shared = [seed for seed in found.get(ours, {}) if seed in found.get(theirs, {})]
     if not shared:
         return None
@@ -72,7 +75,11 @@ def order(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def findings(cells: Sequence[Cell]) -> list[str]:
-    """Whether the first is ahead of the second beyond what tasks and seeds scatter."""
+    """Whether the first is ahead of the second, and which abilities order mixers differently."""
+    return [*_lead(cells), *_abilities(cells)]
+
+
+def _lead(cells: Sequence[Cell]) -> list[str]:
     rows = {mixer: row for mixer, row in table(cells).items() if row}
     tasks = {task for row in rows.values() for task in row}
     ranking = sorted(rows, key=lambda m: -sum(rows[m].values()) / len(tasks))
@@ -86,4 +93,25 @@ def findings(cells: Sequence[Cell]) -> list[str]:
     return [
         f"Over {gap.count} tasks {first} is {gap.mean:.1%} ± {gap.half:.1%} ahead of {second}, "
         f"paired by task and seed: {sure}."
+    ]
+
+
+def _abilities(cells: Sequence[Cell]) -> list[str]:
+    """The two abilities whose orders agree least."""
+    columns: dict[str, dict[str, float]] = {}
+    for mixer, row in by_ability(cells).items():
+        for ability, score in row.items():
+            columns.setdefault(ability, {})[mixer] = score
+    found = [
+        (correlation, one, other)
+        for one, other in combinations(columns, 2)
+        if (correlation := agreement(columns[one], columns[other])) is not None
+    ]
+    if not found:
+        return []
+    correlation, one, other = min(found)
+    count = len(columns[one].keys() & columns[other].keys())
+    return [
+        f"{one.capitalize()} and {other} order the mixers least alike: rank correlation "
+        f"{correlation:+.2f} over {count}."
     ]

@@ -120,6 +120,7 @@ def _section(section: Section, looks: Looks) -> list[Child]:
         tag("h3", "Leaderboard"),
         _leaderboard(section, looks),
         *_learning(section, looks),
+        *_scaling(section),
         *_costs(section, looks),
         *_examples(section, looks),
         tag("div", *_data(section), *_definitions(section), class_="pair"),
@@ -214,6 +215,13 @@ def _learning(section: Section, looks: Looks) -> list[Child]:
     )
     grid = tag("div", *pictures, class_="charts")
     return [tag("h3", "Learning curves"), grid, tag("p", note, class_="note")]
+
+
+def _scaling(section: Section) -> list[Child]:
+    if "scaling" not in section:
+        return []
+    said = (tag("li", line) for line in section["scaling"]["findings"])
+    return [tag("h3", "Scaling"), tag("ul", *said, class_="facts")]
 
 
 def _costs(section: Section, looks: Looks) -> list[Child]:
