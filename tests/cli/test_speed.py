@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from stepscan.analyze.speed import limits
+from stepscan.analyze.speed import limits, mixers
 from stepscan.apps.report.speed import picture
 from stepscan.cli import main, speed
 
@@ -62,3 +62,17 @@ def test_nonsense_is_refused_in_one_line(options, said, capsys):
 def test_a_picture_of_nothing_says_so():
     with pytest.raises(ValueError, match="nothing to draw"):
         picture([{"us/token": None}])
+
+
+def test_mixers_are_timed_beside_attention(capsys, monkeypatch):
+    monkeypatch.setattr(mixers, "WIDTH", 16)
+    line = ["speed", "--mixers", "--ops", "gla,titans", "--lengths", "16", "--rounds", "1"]
+    assert main([*line, "--patience", "60", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["form"] for row in rows} == {"attention", "gla", "titans"}
+    assert all(row["us/token"] > 0 for row in rows)
+    assert main([*line, "--patience", "1e-9"]) == 0
+    people = capsys.readouterr().out
+    assert people.count("left out: about") == 3
+    assert main(["speed", "--mixers", "--ops", "glaa"]) == 2
+    assert "Did you mean 'gla'" in capsys.readouterr().err

@@ -6,11 +6,13 @@ a worker that stops beating is noticed, and its cell is given to another.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -62,13 +64,41 @@ class Study:
     def work(self, protocol: Protocol, told: Callable[[str], None] = lambda line: None) -> None:
         """Take cells until none is left, neither in the queue nor with somebody who is gone."""
         while any(not self._settled(cell) for cell in self.cells()):
-            if self._trials("WAITING"):
-                self._study.optimize(
-                    lambda trial: self._do(trial, protocol, told), n_trials=1, catch=(Exception,)
-                )
-            else:
+            trial = self._take()
+            if trial is None:
                 self._reclaim()
                 time.sleep(1)
+                continue
+            with self._beating(trial):
+                value, state = self._do(trial, protocol, told)
+            with contextlib.suppress(ValueError):  # taken for dead, and done by another
+                self._study.tell(trial, value, state=getattr(self._optuna.trial.TrialState, state))
+
+    def _take(self) -> Any:
+        """The next cell, or None. One worker of a machine at a time: SQLite has no row locks."""
+        with (self.folder / "queue.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):
+                # We beat by ourselves, since `optimize` cannot be kept from asking at once.
+                return self._study.ask() if self._trials("WAITING") else None
+
+    @contextlib.contextmanager
+    def _beating(self, trial: Any) -> Iterator[None]:
+        """Signs of life while the block runs."""
+        storage, over = self._study._storage, threading.Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT):
+                storage.record_heartbeat(trial._trial_id)
+
+        storage.record_heartbeat(trial._trial_id)
+        heart = threading.Thread(target=beat, daemon=True)
+        heart.start()
+        try:
+            yield
+        finally:
+            over.set()
+            heart.join()
 
     def _reclaim(self) -> None:
         """Give cells of workers that are gone to others."""
@@ -107,22 +137,25 @@ class Study:
         wanted = [getattr(self._optuna.trial.TrialState, name) for name in states] or None
         return self._study.get_trials(deepcopy=False, states=wanted)
 
-    def _do(self, trial: Any, protocol: Protocol, told: Callable[[str], None]) -> float:
-        """One cell; its best validation score."""
+    def _do(
+        self, trial: Any, protocol: Protocol, told: Callable[[str], None]
+    ) -> tuple[float | None, str]:
+        """One cell: its best validation score, and how it ended."""
         cell = _cell(trial)
         trial.set_user_attr("begun", True)
-        if not cell[0]:  # another worker was faster: Optuna makes up a trial of its own
-            raise self._optuna.TrialPruned
+        if not cell[0]:  # another machine was faster: Optuna makes up a trial of its own
+            return None, "PRUNED"
         try:
             protocol = of_cell(protocol, self.folder, *cell)
             found = run_cell(*cell, protocol, self.folder / "runs", told)
-        except Exception as error:
+        except Exception as error:  # of any kind: the other cells go on
             trial.set_user_attr("error", f"{type(error).__name__}: {error}")
             if len([t for t in self._trials("FAIL") if _cell(t) == cell]) + 1 < ATTEMPTS:
                 self._queue(cell)
-            raise
+            return None, "FAIL"
         trial.set_user_attr("runs", json.dumps(found))
-        return max((run["valid"] for run in found if run["valid"] is not None), default=0.0)
+        best = max((run["valid"] for run in found if run["valid"] is not None), default=0.0)
+        return best, "COMPLETE"
 
 
 def run_cell(
