@@ -7,7 +7,8 @@ import torch
 from native import every_level, needs
 
 from stepscan.analyze.speed import limits, memory, models, ops, peers
-from stepscan.analyze.speed.cases import TABLE, Case, Work, cases
+from stepscan.analyze.speed.cases import Case, cases
+from stepscan.analyze.speed.inputs import TABLE, Work
 from stepscan.analyze.speed.rounds import in_turns
 from stepscan.analyze.speed.rows import AUTO, BOTH, FORWARD, Plan
 from stepscan.kernels import limits as native

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from stepscan.analyze.speed.cases import Work
+from stepscan.analyze.speed.inputs import Work
 from stepscan.kernels import available, limits
 
 ROUNDS = 5

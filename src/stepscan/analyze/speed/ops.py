@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from stepscan.analyze.speed.cases import TABLE, Case, Work, cases, leaves
+from stepscan.analyze.speed.cases import Case, cases, leaves
+from stepscan.analyze.speed.inputs import TABLE, Work
 from stepscan.analyze.speed.limits import Limits
 from stepscan.analyze.speed.peers import peers
 from stepscan.analyze.speed.rounds import in_turns, seconds

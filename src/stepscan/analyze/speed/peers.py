@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stepscan.analyze.speed.cases import Inputs, steps_of_mamba2
+from stepscan.analyze.speed.inputs import Inputs, steps_of_mamba2
 
 Prepare = Callable[[Inputs], dict[str, Tensor]]
 
