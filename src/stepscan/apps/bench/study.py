@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import threading
 import time
 import warnings
@@ -62,8 +63,14 @@ class Study:
                 self._queue(cell)
 
     def work(self, protocol: Protocol, told: Callable[[str], None] = lambda line: None) -> None:
-        """Take cells until none is left, neither in the queue nor with somebody who is gone."""
+        """Take cells until none is left, neither in the queue nor with somebody who is gone.
+
+        A process that was started for this stops when the one that started it is gone.
+        """
+        parent = multiprocessing.parent_process()
         while any(not self._settled(cell) for cell in self.cells()):
+            if parent is not None and not parent.is_alive():
+                return
             trial = self._take()
             if trial is None:
                 self._reclaim()
