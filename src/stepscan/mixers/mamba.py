@@ -5,7 +5,7 @@
     y_t = W_out ((h_t C_t + D x_t) * silu(z_t))
 
 As published, with its initial values: A_n = -n, D = 1, dt log-uniform in (1e-3, 1e-1). Options are
-biases of the maps, and d, B and C divided by their root mean square (Falcon Mamba, arXiv:2410.05355).
+biases of the maps, and norms of d, B and C by their root mean square (FalconMamba, 2410.05355).
 State: B x E x N floats and the window's last inputs, constant in T.   Cost: O(T E N).
 """
 
