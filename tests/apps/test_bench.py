@@ -254,6 +254,13 @@ def test_published_orderings_are_judged_by_the_numbers(gru, lstm, gla, verdict):
     assert row["verdict"] == verdict
 
 
+def test_a_mixer_with_options_counts_as_that_mixer():
+    cells = [cell("gru[heads=2]", "parity", (0.9, 0.95)), cell("gla", "parity", (0.5, 0.55))]
+    (row,) = orderings.check(cells, [CLAIM])
+    assert row["better"].keys() == {"gru[heads=2]"}
+    assert row["verdict"] == "reproduced"
+
+
 def test_an_ordering_without_cells_is_not_judged():
     assert orderings.check([cell("gru", "parity", (0.9,))], [CLAIM]) == []
 

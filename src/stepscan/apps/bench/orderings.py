@@ -101,8 +101,9 @@ def _check(claim: Claim, task: str, cells: Sequence[Cell]) -> dict[str, Any] | N
         for cell in cells
         if cell["task"] == task
     }
-    better = {m: at_hand[m] for m in claim.better if at_hand.get(m)}
-    worse = {m: at_hand[m] for m in claim.worse if at_hand.get(m)}
+    # A mixer with options counts as that mixer: delta_net[window=1] is a delta_net.
+    better = {m: v for m, v in at_hand.items() if v and m.partition("[")[0] in claim.better}
+    worse = {m: v for m, v in at_hand.items() if v and m.partition("[")[0] in claim.worse}
     if not better or not worse:
         return None
     pairs = [(fmean(a) - fmean(b), _sure(a, b)) for a in better.values() for b in worse.values()]
