@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import stepscan
 from stepscan.analyze import forms
 from stepscan.analyze.transition import STRUCTURES, TOKENS, Part, structure, transition
-from stepscan.mixers import MIXERS
+from stepscan.mixers import MIXERS, Mixer
 
 WIDTH, T = 16, 9
 ROOT = Path(stepscan.__file__).parent
@@ -126,17 +125,18 @@ def test_the_ops_a_mixer_names_are_those_it_calls(name):
     assert directly <= set(MIXERS[name].taxonomy.ops) <= called
 
 
-class Plain(nn.Module):
+class Plain(Mixer):
     """h = A h + x, with the transition under test."""
-
-    causal = True
 
     def __init__(self, step):
         super().__init__()
         self.step = step
 
+    def init_state(self, batch, *, device=None, dtype=None):
+        return (torch.zeros(batch, 4, 4, dtype=dtype),)
+
     def forward(self, x, state=None, resets=None):
-        h = torch.zeros(1, 4, 4, dtype=x.dtype) if state is None else state[0]
+        (h,) = self.init_state(1, dtype=x.dtype) if state is None else state
         for token in x.unbind(1):
             h = self.step(h, token)
         return x, (h,)

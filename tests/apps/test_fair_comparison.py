@@ -292,7 +292,8 @@ def test_measured_budgets_are_kept(tmp_path, monkeypatch):
 
 def test_speeds_are_measured_with_the_threads_of_the_trainings(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(compute, "measure", lambda *_, **__: seen.append(torch.get_num_threads()))
+    note = lambda *_, **__: {"gla": seen.append(torch.get_num_threads())}  # noqa: E731
+    monkeypatch.setattr(compute, "measure", note)
     compute.budgets(tmp_path, ("gla",), ("parity",), TINY, threads=2)
     assert seen == [2]
     assert torch.get_num_threads() == 1

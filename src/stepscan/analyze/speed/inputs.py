@@ -322,7 +322,8 @@ def _dag_scan(s: Sizes) -> Built:
     nodes = min(16, s.T)  # tokens in graphs of 16, each linked to the next and the one after
     fold = lambda x: x[:, : s.T // nodes * nodes].unflatten(1, (-1, nodes)).flatten(0, 1)  # noqa: E731
     q, k, v = (fold(x) for x in _qkv(s))
-    edges = torch.tensor([(n, n + d) for d in (1, 2) for n in range(nodes - d)]).view(-1, 2).T
+    pairs = [(n, n + d) for d in (1, 2) for n in range(nodes - d)]
+    edges = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
     E, P = edges.shape[1], dag_scan.pairs_of(edges).shape[1]
     number = lambda n: torch.rand(len(q), n, s.heads, generator=s.rng) / 2  # noqa: E731
     gates = {"source": number(E), "mark": number(E), "transition": number(P)}
