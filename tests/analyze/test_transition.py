@@ -90,13 +90,9 @@ def test_householder_steps_turn_every_column_of_a_head_alike(name):
     memory = state.memory.detach().requires_grad_()
     after = mixer(x[:, -1:], state._replace(memory=memory))[1].memory
     K, V = memory.shape[-2:]
-    for head in range(memory.shape[1]):
-        if memory.ndim > 4:  # several memories: of the last one
-            continue
-        rows = [
-            torch.autograd.grad(y, memory, retain_graph=True)[0] for y in after[0, head].flatten()
-        ]
-        jacobian = torch.stack([row[0, head].flatten() for row in rows])
+    for head, matrix in enumerate(after.view(-1, K, V)):  # of every memory, where there are several
+        rows = [torch.autograd.grad(y, memory, retain_graph=True)[0] for y in matrix.flatten()]
+        jacobian = torch.stack([row.view(-1, K, V)[head].flatten() for row in rows])
         turned = jacobian.view(K, V, K, V)
         one = turned[:, 0, :, 0]
         assert torch.allclose(turned, torch.einsum("ij,vw->ivjw", one, torch.eye(V).double()))

@@ -1,6 +1,7 @@
 """Which forms each op has, and which native kernels a mixer runs on."""
 
 import pkgutil
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ DEFINITION, NATIVE = "recurrent", "cpu"
 PROJECTION = "linear"  # the kernel of every linear map, not one of a recurrence
 
 
+@cache
 def modules() -> dict[str, ModuleType]:
     """The module of every op, by the name of its verb."""
     found = {}

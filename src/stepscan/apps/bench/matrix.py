@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
-from stepscan.analyze.intervals import mean_interval
 from stepscan.apps.bench.study import best_rate
 from stepscan.tasks import ABILITIES, TASKS
 
@@ -61,12 +60,6 @@ def mean(cell: Cell, factor: str = "1") -> float | None:
     return fmean(values) if values else None
 
 
-def half(cell: Cell, factor: str = "1") -> float | None:
-    """Half the 95 % interval of the mean; None from one seed."""
-    values = cell["scores"].get(factor, [])
-    return mean_interval(values).half if values else None
-
-
 def table(found: Iterable[Cell], factor: str = "1") -> dict[str, dict[str, float]]:
     """Mixer -> task -> mean score above chance, in the order of first appearance."""
     rows: dict[str, dict[str, float]] = {}
@@ -87,8 +80,3 @@ def by_ability(found: Iterable[Cell], factor: str = "1") -> dict[str, dict[str, 
             groups[TASKS[task].ability].append(score)
         rows[mixer] = {ability: fmean(values) for ability, values in groups.items() if values}
     return rows
-
-
-def ranked(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Mixers by the mean over their columns, best first."""
-    return sorted(rows, key=lambda mixer: -fmean(rows[mixer].values()) if rows[mixer] else 1.0)

@@ -13,6 +13,7 @@ import multiprocessing
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -68,7 +69,7 @@ class Study:
         A process that was started for this stops when the one that started it is gone.
         """
         parent = multiprocessing.parent_process()
-        while any(not self._settled(cell) for cell in self.cells()):
+        while self._open():
             if parent is not None and not parent.is_alive():
                 return
             trial = self._take()
@@ -128,17 +129,21 @@ class Study:
     def failed(self) -> dict[tuple[str, str], str]:
         """What went wrong in the cells that were given up."""
         broken = {_cell(t): t.user_attrs.get("error", "killed") for t in self._trials("FAIL")}
-        return {cell: why for cell, why in broken.items() if self._given_up(cell)}
+        return {cell: broken[cell] for cell in self._given_up()}
 
     def _queue(self, cell: tuple[str, str]) -> None:
         self._study.enqueue_trial({}, user_attrs={"mixer": cell[0], "task": cell[1]})
 
-    def _settled(self, cell: tuple[str, str]) -> bool:
-        return any(_cell(t) == cell for t in self._trials("COMPLETE")) or self._given_up(cell)
+    def _open(self) -> set[tuple[str, str]]:
+        """The cells that are neither done nor given up."""
+        trials = self._trials()
+        done = {_cell(t) for t in trials if t.state.name == "COMPLETE"}
+        return {_cell(t) for t in trials if _cell(t)[0]} - done - self._given_up()
 
-    def _given_up(self, cell: tuple[str, str]) -> bool:
-        errors = [t for t in self._trials("FAIL") if _cell(t) == cell and "error" in t.user_attrs]
-        return len(errors) >= ATTEMPTS
+    def _given_up(self) -> set[tuple[str, str]]:
+        """The cells that failed too often."""
+        failures = Counter(_cell(t) for t in self._trials("FAIL") if "error" in t.user_attrs)
+        return {cell for cell, count in failures.items() if count >= ATTEMPTS}
 
     def _trials(self, *states: str) -> list[Any]:
         wanted = [getattr(self._optuna.trial.TrialState, name) for name in states] or None

@@ -343,8 +343,8 @@ def _list(lines: Sequence[str]) -> Markup:
 
 
 def _cell(results: Results, mixer: str, task: str) -> Cell | None:
-    wanted = ((c["mixer"], c["task"]) == (mixer, task) for c in results["cells"])
-    return next((c for c, found in zip(results["cells"], wanted, strict=True) if found), None)
+    found = (c for c in results["cells"] if (c["mixer"], c["task"]) == (mixer, task))
+    return next(found, None)
 
 
 def _by_factor(results: Results, mixer: str, task: str) -> dict[str, float]:
