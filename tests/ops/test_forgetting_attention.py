@@ -3,7 +3,8 @@ import torch
 from laws import assert_near, causal_law, forms_law, reset_law, rows_law, split_law
 
 from stepscan.ops.attention import attention
-from stepscan.ops.forgetting_attention import FORMS, ForgettingState, forgetting_attention
+from stepscan.ops.fading_cache import FadingCache
+from stepscan.ops.forgetting_attention import FORMS, forgetting_attention
 
 B, H, K, V = 2, 2, 3, 5
 NAMES = ("q", "k", "v", "log_decay")
@@ -25,7 +26,7 @@ def make(T=70, regime="mild", dtype=torch.float64):
     keys, values = torch.randn(B, 3, H, K, dtype=dtype), torch.randn(B, 3, H, V, dtype=dtype)
     past = (x.masked_fill(unused[..., None], 0.0) for x in (keys, values))
     decay = -torch.rand(B, 3, H, dtype=dtype).masked_fill(unused, 0.0)
-    return (q, k, v, g), ForgettingState(*past, decay, length), torch.rand(B, T) < 0.05
+    return (q, k, v, g), FadingCache(*past, decay, length), torch.rand(B, T) < 0.05
 
 
 def step(form):
@@ -54,7 +55,7 @@ def test_forms_law_in_every_regime_of_decay(regime, dtype):
 def test_gradcheck(form):
     inputs, state, resets = make(9)
     leaves = [x.requires_grad_() for x in (*inputs, *state[:3])]
-    run = lambda *x: step(form)(x[:4], ForgettingState(*x[4:], state.length), resets)[0]  # noqa: E731
+    run = lambda *x: step(form)(x[:4], FadingCache(*x[4:], state.length), resets)[0]  # noqa: E731
     assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
 

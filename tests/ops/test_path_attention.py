@@ -3,8 +3,9 @@ import torch
 from laws import assert_near, causal_law, forms_law, reset_law, rows_law, split_law
 from torch.nn import functional as F
 
-from stepscan.ops.forgetting_attention import ForgettingState, forgetting_attention
-from stepscan.ops.path_attention import FORMS, PathState, path_attention
+from stepscan.ops.fading_cache import FadingCache
+from stepscan.ops.forgetting_attention import forgetting_attention
+from stepscan.ops.path_attention import FORMS, path_attention
 
 B, H, K, V = 2, 2, 3, 5
 NAMES = ("q", "k", "v", "w", "beta", "log_decay")
@@ -28,7 +29,7 @@ def make(T=70, strength="any", decay=1.0, dtype=torch.float64):
     past = (x.masked_fill(unused[..., None], 0.0) for x in (keys, values))
     since = -torch.rand(B, 3, H, dtype=dtype).masked_fill(unused, 0.0)
     inputs = q, k, v, F.normalize(w, dim=-1), beta, g
-    return inputs, PathState(*past, since, length), torch.rand(B, T) < 0.05
+    return inputs, FadingCache(*past, since, length), torch.rand(B, T) < 0.05
 
 
 def step(form):
@@ -58,7 +59,7 @@ def test_forms_law_at_the_ends_of_the_range(strength, decay, dtype):
 def test_gradcheck(form):
     inputs, state, resets = make(9)
     leaves = [x.requires_grad_() for x in (*inputs, *state[:3])]
-    run = lambda *x: step(form)(x[:6], PathState(*x[6:], state.length), resets)[0]  # noqa: E731
+    run = lambda *x: step(form)(x[:6], FadingCache(*x[6:], state.length), resets)[0]  # noqa: E731
     assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
 
@@ -99,7 +100,7 @@ def test_without_turns_it_is_forgetting_attention(form):
     (q, k, v, w, _, g), state, resets = make()
     still = torch.zeros_like(g)
     got = step(form)((q, k, v, w, still, g), state, resets)
-    want = forgetting_attention(q, k, v, log_decay=g, state=ForgettingState(*state), resets=resets)
+    want = forgetting_attention(q, k, v, log_decay=g, state=FadingCache(*state), resets=resets)
     assert_near(got, want, what="forgetting attention")
 
 

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.mixers.taxonomy import Taxonomy
-from stepscan.ops.forgetting_attention import ForgettingState, forgetting_attention
+from stepscan.ops.fading_cache import FadingCache
+from stepscan.ops.forgetting_attention import forgetting_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class FoXConfig(MixerConfig):
         return FoX(self, width)
 
 
-class FoX(Mixer[ForgettingState]):
+class FoX(Mixer[FadingCache]):
     """See the module docstring."""
 
     def __init__(self, config: FoXConfig, width: int) -> None:
@@ -69,21 +70,21 @@ class FoX(Mixer[ForgettingState]):
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> ForgettingState:
+    ) -> FadingCache:
         """No past yet: no slots."""
         weight = self.out.weight
         dtype = torch.promote_types(dtype or weight.dtype, torch.float32)
         shape = batch, 0, self.config.heads, self.head
         empty = torch.zeros(shape, device=device or weight.device, dtype=dtype)
         length = torch.zeros(batch, device=empty.device, dtype=torch.int64)
-        return ForgettingState(empty, empty.clone(), empty[..., 0].clone(), length)
+        return FadingCache(empty, empty.clone(), empty[..., 0].clone(), length)
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        state: ForgettingState | None = None,
+        state: FadingCache | None = None,
         resets: Bool[Tensor, "B T"] | None = None,
-    ) -> tuple[Float[Tensor, "B T D"], ForgettingState]:
+    ) -> tuple[Float[Tensor, "B T D"], FadingCache]:
         """Mix along T."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.config.heads, self.head)).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:

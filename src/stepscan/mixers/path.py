@@ -30,7 +30,8 @@ from stepscan.layers.delta_inputs import unit
 from stepscan.layers.projection import Linear
 from stepscan.mixers.base import Mixer, MixerConfig
 from stepscan.mixers.taxonomy import Taxonomy
-from stepscan.ops.path_attention import PathState, path_attention
+from stepscan.ops.fading_cache import FadingCache
+from stepscan.ops.path_attention import path_attention
 
 RANK = 32  # as published
 
@@ -73,7 +74,7 @@ class PathConfig(MixerConfig):
 class PathMixerState(NamedTuple):
     """What `Path` carries from one stretch to the next."""
 
-    past: PathState
+    past: FadingCache
     window: Float[Tensor, "B W-1 D"]
 
 
@@ -105,7 +106,7 @@ class Path(Mixer[PathMixerState]):
         window = self.conv.init_state(batch, device=device, dtype=dtype)
         empty = window.new_zeros(batch, 0, self.config.heads, self.head)
         length = torch.zeros(batch, device=empty.device, dtype=torch.int64)
-        past = PathState(empty, empty.clone(), empty[..., 0].clone(), length)
+        past = FadingCache(empty, empty.clone(), empty[..., 0].clone(), length)
         return PathMixerState(past, window)
 
     def forward(

@@ -18,32 +18,17 @@ the queries of the chunk meet Q K^T - tril(Q W^T) U.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stepscan.names import lookup
-from stepscan.ops.arguments import as_resets, as_state
-from stepscan.ops.positions import positions
+from stepscan.ops.arguments import as_resets
+from stepscan.ops.fading_cache import Fading, FadingCache, as_cache
 
 CHUNK = 64
 """Tokens at a time: then all keys are written anew."""
-
-
-class PathState(NamedTuple):
-    """The visible past, newest last; a row's unused slots come first, zero."""
-
-    keys: Float[Tensor, "B S H K"]
-    """As the tokens since have turned them."""
-    values: Float[Tensor, "B S H V"]
-    decay: Float[Tensor, "B S H"]
-    """Sum of the log decays since each slot."""
-    length: Int[Tensor, "B"]
-    """Tokens since the row's last reset."""
-
-    GROWS = ("keys", "values", "decay")  # unannotated: a NamedTuple allows no class variables
 
 
 def recurrent(
@@ -54,9 +39,9 @@ def recurrent(
     w: Float[Tensor, "B T H K"],
     beta: Float[Tensor, "B T H"],
     log_decay: Float[Tensor, "B T H"],
-    state: PathState,
+    state: FadingCache,
     resets: Bool[Tensor, "B T"],
-) -> tuple[Float[Tensor, "B T H V"], PathState]:
+) -> tuple[Float[Tensor, "B T H V"], FadingCache]:
     """The definition, one step at a time. Every other form is judged against this one."""
     keys, values, decay, length = state
     ys: list[Tensor] = []
@@ -74,7 +59,7 @@ def recurrent(
         scores = torch.einsum("bhk,bshk->bsh", q_t, keys) + decay
         scores = scores.masked_fill(gone, -torch.inf)
         ys.append(torch.einsum("bsh,bshv->bhv", scores.softmax(1), values))
-    return torch.stack(ys, 1), PathState(keys, values, decay, length)
+    return torch.stack(ys, 1), FadingCache(keys, values, decay, length)
 
 
 def chunked(
@@ -85,17 +70,15 @@ def chunked(
     w: Float[Tensor, "B T H K"],
     beta: Float[Tensor, "B T H"],
     log_decay: Float[Tensor, "B T H"],
-    state: PathState,
+    state: FadingCache,
     resets: Bool[Tensor, "B T"],
-) -> tuple[Float[Tensor, "B T H V"], PathState]:
+) -> tuple[Float[Tensor, "B T H V"], FadingCache]:
     """A triangular system for all turns of a chunk, masked matrix products for its queries."""
     T, S = q.shape[1], state.keys.shape[1]
     q, k, v, w, keys, values = (x.transpose(1, 2) for x in (q, k, v, w, *state[:2]))
     beta = beta.transpose(1, 2)[..., None]
     values = torch.cat([values, v], 2)  # [B H S+T V]
-    since = log_decay.double().cumsum(1).transpose(1, 2)  # [B H T], from the call's start
-    until = torch.cat([state.decay.double().transpose(1, 2), -since], 2)  # [B H S+T]
-    place = positions(state.length, resets)
+    fading = Fading(log_decay, state, resets)
     ys: list[Tensor] = []
     for start in range(0, T, CHUNK):
         end = min(start + CHUNK, T)
@@ -105,24 +88,13 @@ def chunked(
         taken = torch.linalg.solve_triangular(
             (b * (W @ W.mT)).tril(-1), seen, upper=False, unitriangular=True
         )
-        slots = torch.arange(S + end, device=q.device)
-        distance = torch.arange(S + start, S + end, device=q.device)[:, None] - slots
-        hidden = (distance < 0) | (distance > place[:, start:end, None])  # [B C S]
-        decay = since[:, :, start:end, None] + until[:, :, None, : S + end]
-        decay = decay.to(q.dtype).masked_fill(hidden[:, None], -torch.inf)
-        scores = Q @ keys.mT - (Q @ W.mT).tril() @ taken + decay
+        scores = Q @ keys.mT - (Q @ W.mT).tril() @ taken + fading.scores(start, end)
         ys.append(scores.softmax(-1) @ values[:, :, : S + end])
         keys = keys - taken.mT @ W
-    length = place[:, -1] + 1
-    age = torch.arange(S + T, device=q.device).flip(0)
-    gone = (age >= length[:, None])[:, None]  # [B 1 S+T]
-    decay = (since[:, :, -1:] + until).to(q.dtype).masked_fill(gone, 0.0)
-    keys, values = (x.masked_fill(gone[..., None], 0.0) for x in (keys, values))
-    keys, values, decay = (x.transpose(1, 2) for x in (keys, values, decay))
-    return torch.cat(ys, 2).transpose(1, 2), PathState(keys, values, decay, length)
+    return torch.cat(ys, 2).transpose(1, 2), fading.cache(keys, values)
 
 
-FORMS: Mapping[str, Callable[..., tuple[Tensor, PathState]]] = MappingProxyType(
+FORMS: Mapping[str, Callable[..., tuple[Tensor, FadingCache]]] = MappingProxyType(
     {"recurrent": recurrent, "chunked": chunked}
 )
 
@@ -135,10 +107,10 @@ def path_attention(
     w: Float[Tensor, "B T H K"],
     beta: Float[Tensor, "B T H"],
     log_decay: Float[Tensor, "B T H"] | None = None,
-    state: PathState | None = None,
+    state: FadingCache | None = None,
     resets: Bool[Tensor, "B T"] | None = None,
     form: str = "auto",
-) -> tuple[Float[Tensor, "B T H V"], PathState]:
+) -> tuple[Float[Tensor, "B T H V"], FadingCache]:
     """Attend to all tokens of the segment, along the path of turns to each.
 
     The state stays float32 or wider, y has v's dtype, and `form="auto"` never changes the result.
@@ -153,7 +125,7 @@ def path_attention(
         )
     form = ("recurrent" if q.shape[1] <= 4 else "chunked") if form == "auto" else form
     run = lookup(FORMS, form, kind="form of path_attention")
-    state = _state(state, q, k, v, w, beta, g)
+    state = as_cache(state, k, v, q, w, beta, g)
     resets = as_resets(resets, q)
     if q.shape[1] == 0:
         return v, state
@@ -162,22 +134,3 @@ def path_attention(
     beta, g = beta.to(dtype), g.to(dtype)
     y, state = run(q, k, x, w=w, beta=beta, log_decay=g, state=state, resets=resets)
     return y.to(v.dtype), state
-
-
-def _state(state: PathState | None, *inputs: Tensor) -> PathState:
-    (B, _, H, K), V = inputs[0].shape, inputs[2].shape[-1]
-    keys, values, decay, length = (None, None, None, None) if state is None else state
-    S = 0 if keys is None else keys.shape[1]
-    given = [x for x in (*inputs, keys, values, decay) if x is not None]
-    if length is None:
-        length = torch.zeros(B, dtype=torch.int64, device=inputs[0].device)
-    if length.shape != (B,) or length.dtype != torch.int64:
-        raise ValueError(
-            f"state: want length int64 {(B,)}, got {length.dtype} {tuple(length.shape)}"
-        )
-    return PathState(
-        as_state(keys, (B, S, H, K), *given),
-        as_state(values, (B, S, H, V), *given),
-        as_state(decay, (B, S, H), *given),
-        length,
-    )
