@@ -17,7 +17,7 @@ import torch
 
 from stepscan.analyze.speed import machine
 from stepscan.analyze.speed.rounds import in_turns
-from stepscan.apps.text import Text
+from stepscan.apps.text.domain import Text
 from stepscan.cli.speed import write
 from stepscan.cli.table import show
 from stepscan.mixers import MIXERS

@@ -8,10 +8,10 @@ import torch
 
 from stepscan.apps.baselines.ngram import NGram
 from stepscan.apps.candidate import Candidate
-from stepscan.apps.events import median_gap
+from stepscan.apps.events.domain import median_gap
 from stepscan.apps.kinds import DOMAINS
 from stepscan.apps.ranking import ranks, summary
-from stepscan.apps.series import LEVELS
+from stepscan.apps.series.domain import LEVELS
 from stepscan.data.base import PARTS
 from stepscan.models import Inputs
 from stepscan.train.config import TrainConfig

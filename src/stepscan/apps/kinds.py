@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from stepscan.apps.domain import Domain
-from stepscan.apps.events import Events
-from stepscan.apps.images import Images
-from stepscan.apps.interactions import Interactions
-from stepscan.apps.series import Series
-from stepscan.apps.text import Text
+from stepscan.apps.events.domain import Events
+from stepscan.apps.images.domain import Images
+from stepscan.apps.interactions.domain import Interactions
+from stepscan.apps.series.domain import Series
+from stepscan.apps.text.domain import Text
 from stepscan.data.base import Dataset
 from stepscan.names import lookup
 

@@ -25,14 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HANDED = "the data given"  # what errors call it
-ASK = {  # what a model of each kind is asked with
-    "text": "generate, stream",
-    "tokens": "generate, stream",
-    "series": "forecast, stream",
-    "events": "predict, predict_table, next_time, stream",
-    "interactions": "predict, predict_table, stream",
-    "images": "predict",
-}
 
 
 class Piece(NamedTuple):

@@ -44,7 +44,10 @@ def main(argv: Sequence[str]) -> int:
             for i, p in enumerate(found, start=1)
         ]
     else:
-        found = model.predict(args.history, top=args.top, exclude_seen=args.exclude_seen)
+        if args.exclude_seen and model.kind not in ("events", "interactions"):
+            raise ValueError(f"predict: --exclude-seen is for items, this model is of {model.kind}")
+        asked = {"exclude_seen": True} if args.exclude_seen else {}
+        found = model.predict(args.history, top=args.top, **asked)
         rows = [
             {"place": i, "what": p.what, "probability": p.probability}
             for i, p in enumerate(found, start=1)

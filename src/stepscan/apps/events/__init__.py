@@ -1,0 +1,1 @@
+"""Events: judge, predict, stream."""

@@ -1,0 +1,1 @@
+"""Interactions: judge, recommend, stream."""

@@ -1,0 +1,1 @@
+"""Series: judge, forecast, stream."""

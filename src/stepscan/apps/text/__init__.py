@@ -1,0 +1,1 @@
+"""Text: judge, generate, stream."""
