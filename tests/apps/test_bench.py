@@ -1,5 +1,6 @@
 """The bench: equal sizes, sweeps that choose by validation, cells that go on, honest sentences."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from stepscan.apps.bench.training import train
 from stepscan.apps.progress import Voice
 from stepscan.cli import main
 from stepscan.models import SequenceModel
+from stepscan.models.pattern import parse
 from stepscan.tasks import TASKS
 
 TINY = Protocol(
@@ -270,7 +272,41 @@ def test_every_claim_names_what_there_is():
 
     for claim in orderings.CLAIMS:
         assert set(claim.tasks) <= set(TASKS)
-        assert {*claim.better, *claim.worse} <= set(MIXERS)
+        for mixer in (*claim.better, *claim.worse):
+            assert mixer.partition("[")[0] in MIXERS
+            parse(mixer)
+
+
+def test_a_claim_about_options_asks_for_these():
+    claim = CLAIM._replace(better=("min_gru[eig_range=(-1,1)]",), worse=("min_gru",))
+    wide, plain = "min_gru[eig_range=(-1, 1)]", "min_gru[window=2]"
+    cells = [cell(wide, "parity", (0.9, 0.95)), cell(plain, "parity", (0.5, 0.55))]
+    (row,) = orderings.check(cells, [claim])
+    assert (row["better"].keys(), row["worse"].keys()) == ({wide}, {plain})
+
+
+def test_a_run_is_widened_by_the_trainings_of_another(folder, tmp_path, monkeypatch):
+    wider = dataclasses.replace(TINY, seeds=TINY.seeds + 1)
+    trained = []
+    real = study.train
+
+    def counting(pattern, task, protocol, *, rate, seed):
+        trained.append((pattern, task.name, seed))
+        return real(pattern, task, protocol, rate=rate, seed=seed)
+
+    monkeypatch.setattr(study, "train", counting)
+    made = {"protocol": wider, "out": tmp_path / "wide", "workers": 0, "voice": Voice(quiet=True)}
+    results = bench(("gla",), ("parity",), trained=folder, **made)
+    assert trained == [("gla", "parity", TINY.seeds)]
+    (before,) = [
+        c
+        for c in json.loads((folder / "results.json").read_text())["cells"]
+        if (c["mixer"], c["task"]) == ("gla", "parity")
+    ]
+    assert results["cells"][0]["scores"]["1"][:-1] == before["scores"]["1"]
+    with pytest.raises(ValueError, match="want a run folder with trainings"):
+        bench(("gla",), ("parity",), trained=tmp_path, **made | {"out": tmp_path / "none"})
+    assert not (tmp_path / "none").exists()
 
 
 def test_findings_follow_the_numbers():

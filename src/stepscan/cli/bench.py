@@ -68,6 +68,8 @@ class Args:
     """The run folder; left out, runs/bench-1 ..."""
     resume: Path | None = None
     """Go on with this run folder."""
+    trained: Path | None = None
+    """Take finished trainings from this earlier run folder where they are the same: to widen it."""
     redraw: Path | None = None
     """Only write the report of this run folder again."""
     json: bool = False
@@ -89,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
             sweep=_sweep(args),
             out=args.out,
             resume=args.resume,
+            trained=args.trained,
             storage=args.storage,
             workers=args.workers,
             voice=Voice(quiet=args.quiet or args.json),

@@ -2,7 +2,9 @@
 
 import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from stepscan.apps.bench import compute, hybrid, matrix, orderings, pairs
 from stepscan.apps.bench.findings import findings
 from stepscan.apps.bench.hybrid import Sweep
 from stepscan.apps.bench.protocol import QUICK, Protocol, config_of
-from stepscan.apps.bench.study import Study, work
+from stepscan.apps.bench.study import TRAININGS, Study, work
 from stepscan.apps.progress import Voice
 from stepscan.apps.report import bench as report
 from stepscan.names import lookup
@@ -23,6 +25,7 @@ from stepscan.tasks import TASKS
 __all__ = ["MIXERS", "QUICK", "QUICK_TASKS", "Protocol", "Sweep", "bench", "redraw"]
 
 VERSION = 1
+POLL = 2.0  # seconds between looks at the queue, which the workers fill
 MIXERS = (
     "attention",
     "linear_attention",
@@ -54,6 +57,7 @@ def bench(
     sweep: Sweep | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
+    trained: str | os.PathLike[str] | None = None,
     storage: str | None = None,
     workers: int | None = None,
     voice: Voice | None = None,
@@ -67,6 +71,8 @@ def bench(
         sweep: Hybrids to compare, instead of `mixers`.
         out: The run folder; None makes one under runs/.
         resume: A run folder to go on with, by its own mixers, tasks and protocol.
+        trained: An earlier run folder whose trainings are taken where they are the same: to widen
+            it by mixers, tasks, rates or seeds.
         storage: URL of a database that several machines share (they share the folder, too); None
             is a file in the folder.
         workers: Processes of one thread each; None is one per core, 0 works in this process.
@@ -86,7 +92,11 @@ def bench(
             mixers = tuple(sweep.patterns())
             protocol = dataclasses.replace(protocol, layers=sweep.layers)
         check(mixers, tasks, protocol)
+        finished = [] if trained is None else _finished(Path(trained))
         folder = runs.new_folder("bench", out)
+        (folder / TRAININGS).mkdir()
+        for path in finished:
+            shutil.copy(path, folder / TRAININGS)
         plan = {"mixers": [*mixers], "tasks": [*tasks], "protocol": protocol.to_dict()}
         plan |= {} if sweep is None else {"hybrids": sweep.patterns()}
         runs.write_json(folder / "plan.json", plan)
@@ -124,6 +134,14 @@ def check(mixers: Sequence[str], tasks: Sequence[str], protocol: Protocol) -> No
         config_of(mixer, TASKS[tasks[0]](), protocol)
 
 
+def _finished(folder: Path) -> list[Path]:
+    """The trainings of an earlier run."""
+    found = sorted((folder / TRAININGS).glob("*.json"))
+    if not found:
+        raise ValueError(f"bench: {folder}: want a run folder with trainings in {TRAININGS}/")
+    return found
+
+
 def _work(
     study: Study,
     folder: Path,
@@ -146,14 +164,12 @@ def _work(
     try:
         with voice.moving():
             seen: set[tuple[str, str]] = set()
-            while any(member.is_alive() for member in crew):
-                for member in crew:
-                    member.join(timeout=1.0)
-                done = study.done()
-                for cell in done.keys() - seen:
-                    best = max((run["valid"] or 0.0 for run in done[cell]), default=0.0)
-                    voice.say(f"{len(seen) + 1:4} of {total}  {best:6.3f}  {cell[0]} on {cell[1]}")
-                    seen.add(cell)
+            while alive := [member.sentinel for member in crew if member.is_alive()]:
+                multiprocessing.connection.wait(alive, timeout=POLL)
+                for cell, best in study.best().items():
+                    if cell not in seen:
+                        seen.add(cell)
+                        voice.say(f"{len(seen):4} of {total}  {best:6.3f}  {cell[0]} on {cell[1]}")
                 voice.show(len(seen) / total, f"{len(seen)} of {total}")
     finally:
         for member in crew:

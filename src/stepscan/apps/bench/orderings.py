@@ -26,11 +26,27 @@ class Claim(NamedTuple):
 
 CLAIMS = (
     Claim(
+        "factors down to -1 solve parity, which factors from 0 to 1 cannot",
+        "Grazzi et al. 2024, arXiv:2411.12537",
+        ("parity",),
+        ("min_gru[eig_range=(-1,1)]",),
+        ("min_gru",),
+        "4",
+    ),
+    Claim(
         "nonlinear recurrence tracks states over lengths that gates in [0, 1] cannot",
         "Merrill et al. 2024, arXiv:2404.08819",
         ("parity", "word_problem"),
         ("lstm", "slstm", "elman", "gru"),
         ("mamba", "gla", "linear_attention", "attention"),
+        "4",
+    ),
+    Claim(
+        "recurrence keeps a bit where attention glitches",
+        "Liu et al. 2023, arXiv:2306.00946",
+        ("flip_flop",),
+        ("lstm", "gru"),
+        ("attention",),
         "4",
     ),
     Claim(
@@ -101,9 +117,8 @@ def _check(claim: Claim, task: str, cells: Sequence[Cell]) -> dict[str, Any] | N
         for cell in cells
         if cell["task"] == task
     }
-    # A mixer with options counts as that mixer: delta_net[window=1] is a delta_net.
-    better = {m: v for m, v in at_hand.items() if v and m.partition("[")[0] in claim.better}
-    worse = {m: v for m, v in at_hand.items() if v and m.partition("[")[0] in claim.worse}
+    better = {m: v for m, v in at_hand.items() if v and _of(m, claim.better)}
+    worse = {m: v for m, v in at_hand.items() if v and _of(m, claim.worse) and m not in better}
     if not better or not worse:
         return None
     pairs = [(fmean(a) - fmean(b), _sure(a, b)) for a in better.values() for b in worse.values()]
@@ -130,6 +145,13 @@ def _check(claim: Claim, task: str, cells: Sequence[Cell]) -> dict[str, Any] | N
             if (gap := on_task(cells, a, b, task, claim.factor)) is not None
         ],
     }
+
+
+def _of(mixer: str, group: Sequence[str]) -> bool:
+    """Whether a mixer belongs to a group. With options it counts as that mixer, delta_net[window=1]
+    as delta_net; where the group names options, only with these.
+    """
+    return mixer.replace(" ", "") in group or mixer.partition("[")[0] in group
 
 
 def _sure(a: Sequence[float], b: Sequence[float]) -> bool:

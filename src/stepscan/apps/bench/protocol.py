@@ -18,6 +18,8 @@ WIDTHS = tuple(range(16, 513, 4))
 MLP_RATIO = 2.0
 LATER = ("budget", "self_pretrain")
 """Settings that runs of earlier versions do not have."""
+WHICH = ("rates", "seeds")
+"""Settings that say which trainings there are, not what one of them is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +76,12 @@ class Protocol:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
     def key(self) -> dict[str, Any]:
-        """What a training is known by. Settings that came later count where they are not as before,
-        so that what was trained without them is found again.
+        """What a training is known by, beside its rate and seed. Settings that came later count
+        where they are not as before, so that what was trained without them is found again.
         """
         old = {field.name: field.default for field in fields(self) if field.name in LATER}
-        return {k: v for k, v in self.to_dict().items() if k not in old or v != old[k]}
+        own = {k: v for k, v in self.to_dict().items() if k not in WHICH}
+        return {k: v for k, v in own.items() if k not in old or v != old[k]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Protocol":

@@ -29,6 +29,8 @@ from stepscan.tasks import TASKS
 
 BEAT, GRACE = 10, 60
 """Seconds between signs of life, and without one after which a worker counts as gone."""
+TRAININGS = "runs"
+"""The folder of finished trainings, in a run folder."""
 ATTEMPTS = 2
 """How often a cell that fails is tried."""
 
@@ -126,6 +128,10 @@ class Study:
         """The trainings of every finished cell."""
         return {_cell(t): json.loads(t.user_attrs["runs"]) for t in self._trials("COMPLETE")}
 
+    def best(self) -> dict[tuple[str, str], float]:
+        """The best validation score of every finished cell."""
+        return {_cell(trial): trial.value or 0.0 for trial in self._trials("COMPLETE")}
+
     def failed(self) -> dict[tuple[str, str], str]:
         """What went wrong in the cells that were given up."""
         broken = {_cell(t): t.user_attrs.get("error", "killed") for t in self._trials("FAIL")}
@@ -159,7 +165,7 @@ class Study:
             return None, "PRUNED"
         try:
             protocol = of_cell(protocol, self.folder, *cell)
-            found = run_cell(*cell, protocol, self.folder / "runs", told)
+            found = run_cell(*cell, protocol, self.folder / TRAININGS, told)
         except Exception as error:  # of any kind: the other cells go on
             trial.set_user_attr("error", f"{type(error).__name__}: {error}")
             if len([t for t in self._trials("FAIL") if _cell(t) == cell]) + 1 < ATTEMPTS:
