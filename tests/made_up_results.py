@@ -316,6 +316,20 @@ def events() -> dict[str, Any]:
                     ["EWR>MIA", 0.155, 0.09, None],
                     ["EWR>ORD", 0.098, 0.114, None],
                 ],
-            }
+            },
+            {
+                "type": "confusion",
+                "title": "Which carrier was taken for which",
+                "classes": ["UA", "DL", "B6"],
+                "matrices": [
+                    {"from": "attention", "counts": [[40, 2, 0], [3, 31, 1], [0, 0, 0]]},
+                    {"from": "gated_delta_net", "counts": [[41, 1, 0], [2, 33, 0], [0, 0, 0]]},
+                ],
+            },
+            {
+                "type": "calibration",
+                "title": "How often the likeliest class was right, by its probability",
+                "curves": [{"from": "attention", "bins": [[0.5, 0.4, 20], [0.9, 0.95, 57]]}],
+            },
         ],
     }

@@ -12,7 +12,7 @@ from stepscan.models import SequenceModel
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """A file of every kind of data but images."""
+    """A file of every kind of data; digits come by name."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "prose.txt").write_text(prose())
     events_frame().to_csv(folder / "events.csv", index=False)
@@ -23,7 +23,7 @@ def files(tmp_path_factory):
         "events": folder / "events.csv",
         "series": folder / "series.csv",
         "interactions": folder / "interactions.csv",
-        "images": "digits",
+        "labelled": "digits",
     }
 
 

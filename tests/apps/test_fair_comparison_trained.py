@@ -40,7 +40,7 @@ def text():
 
 
 @pytest.mark.xfail(
-    strict=False, reason="wants an idle machine: 1.15 beside 7 busy processes on 2 cores"
+    strict=False, reason="met on an idle machine; 1.15 beside 7 busy processes on 2 cores"
 )
 def test_measured_speeds_repeat():
     protocol = Protocol(size=20_000, budget="compute", seconds=10.0)
@@ -60,7 +60,7 @@ def test_equal_models_get_equal_budgets():
 
 
 @pytest.mark.xfail(
-    strict=False, reason="wants an idle machine: 1.07 beside 7 busy processes on 2 cores"
+    strict=False, reason="met on an idle machine; 1.07 beside 7 busy processes on 2 cores"
 )
 def test_budgets_by_measured_speed_end_together_in_turns():
     """Forty turns each, as `compare` takes them, so that only the measured speeds decide."""
@@ -84,7 +84,7 @@ def test_budgets_by_measured_speed_end_together_in_turns():
 
 
 @pytest.mark.xfail(
-    strict=False, reason="wants an idle machine: 1.19 beside 7 busy processes on 2 cores"
+    strict=False, reason="met on an idle machine; 1.19 beside 7 busy processes on 2 cores"
 )
 def test_budgets_by_measured_speed_end_together():
     protocol = Protocol(

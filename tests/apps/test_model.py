@@ -145,7 +145,7 @@ def test_series_of_any_clock_stream_in_pieces(clock, cuts, tmp_path):
         ("events", "JFK>LAX", r"got a single string: write \['JFK>LAX'\]"),
         ("events", ["JFK>LAXX"], "activity 'JFK>LAXX' was never seen.*Did you mean 'JFK>LAX'"),
         ("interactions", ["film 77"], "item 'film 77' was never seen in training"),
-        ("images", [0.5], "reads Inputs"),
+        ("labelled", ["black"], "want 1 channels of numbers"),
         ("series", [1.0, 2.0], "a frame of one series, in order of time, got list"),
         ("series", series_frame(("a", "b")), "one series at a time"),
         ("series", series_frame(("new",)), "series 'new' was not trained on"),
@@ -216,17 +216,6 @@ def test_the_same_question_in_any_form(models):
     history = ["film 1", "film 2"]
     assert {p.what for p in items.predict(history, top=99, exclude_seen=True)}.isdisjoint(history)
     assert model.next_time(legs, ["2024-01-02 10:00", "2024-01-02 12:00", "2024-01-02 15:00"]) > 0
-
-
-def test_images_are_pixels_in_any_form(models):
-    model = models("images")
-    pixels = np.arange(64.0) % 17
-    wanted = model.predict(pixels)
-    assert model.predict(pixels.reshape(8, 8)) == wanted
-    assert model.predict([str(x) for x in pixels]) == wanted
-    for wrong in (pixels[:5], ["black"] * 64, [np.nan] * 64):
-        with pytest.raises(DataError, match="want 64 numbers from 0 to 16, one a pixel"):
-            model.predict(wrong)
 
 
 def test_a_wrong_verb_says_the_right_one(models):

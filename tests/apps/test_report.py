@@ -80,6 +80,20 @@ def test_everything_of_the_results_is_there(read):
     assert [words for words in wanted if words not in seen] == []
 
 
+def test_a_confusion_matrix_says_every_count(read):
+    page = read(results())
+    said = " ".join(page.words)
+    for words in ("40 of 42 of class UA called UA", "3 of 35 of class DL called UA"):
+        assert words in said
+    assert "0 of 0 of class B6 called B6" in said
+    cells = [a for tag, a in page.elements if tag == "rect" and "cell" in a.get("class", "")]
+    assert len(cells) == 2 * 9
+    strong = [float(a["fill-opacity"]) for a in cells if "hit" in a["class"]]
+    faint = [float(a["fill-opacity"]) for a in cells if "miss" in a["class"]]
+    assert min(strong) > 0.8 > 0.2 > max(faint)
+    assert "57 sequences: given 90%, right 95%" in said
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     "</title></style></svg></pre><script>alert(1)</script>",

@@ -162,7 +162,7 @@ def runs(tmp_path_factory):
     for kind, (name, content, options) in makers.items():
         (folder / name).write_text(content)
         fit(folder / name, options=options, out=folder / kind, layers="min_gru", **TINY)
-    fit("digits", out=folder / "images", layers="min_gru", **TINY)
+    fit("digits", out=folder / "labelled", layers="min_gru", **TINY)
     return folder
 
 
@@ -188,8 +188,7 @@ QUESTIONS = {
     ),
     "a table that is not there": ("predict {0}/events --file x.csv", "x.csv: no such file"),
     "top": ("predict {0}/events JFK>LAX --top 0", "want top >= 1, got 0"),
-    "pixels": ("predict {0}/images 1 2 3", "want 64 numbers from 0 to 16.*got 3"),
-    "words for pixels": ("predict {0}/images black white", "want 64 numbers"),
+    "words for pixels": ("predict {0}/labelled black white", "want 1 channels of numbers"),
     "predict of text": ("predict {0}/text the", "of text; ask it with generate"),
     "a table of series": ("predict {0}/series --file {0}/series.csv", "ask it with forecast"),
     "generate from events": (
@@ -331,7 +330,7 @@ def test_people_see_what_was_inferred_the_scores_and_what_to_do_next(here, capsy
 ANSWERS = {
     "events": ["JFK>LAX", "LAX>JFK"],
     "interactions": ["film 1", "film 2"],
-    "images": [str(x) for x in np.arange(64) % 17],
+    "labelled": [str(x) for x in np.arange(64) % 17],
 }
 
 

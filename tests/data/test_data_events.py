@@ -38,7 +38,7 @@ def naive(dataset, data, part_cases, clock):
     """What the parts must hold, row by row, in plain Python."""
     schema = dataset.schema
     ids = {a: i for i, a in enumerate(schema.activities, 1)}
-    tokens, reals, starts, token, gap = [], [], [], [], []
+    tokens, reals, starts, token, gap, remaining = [], [], [], [], [], []
 
     def moment(row):
         return pd.Timestamp(row.when) if clock else float(row.when)
@@ -62,9 +62,12 @@ def naive(dataset, data, part_cases, clock):
             reals.append([math.log1p(before), *circles, float(i == 0)])
             starts.append(i == 0)
             last = i == len(rows) - 1
-            token.append(-1 if last else ids.get(rows[i + 1].what, 0))
+            known = case != "c029"  # it may go on when the log ends
+            after = len(ids) + 1 if known else -1
+            token.append(after if last else ids.get(rows[i + 1].what, 0))
             gap.append(math.nan if last else max(since(row, rows[i + 1]), schema.smallest))
-    return tokens, reals, starts, token, gap
+            remaining.append(max(since(row, rows[-1]), schema.smallest) if known else math.nan)
+    return tokens, reals, starts, token, gap, remaining
 
 
 @pytest.mark.parametrize("clock", [True, False])
@@ -75,15 +78,17 @@ def test_parts_equal_a_plain_loop_over_rows(clock, seed):
     names = sorted(data.case.unique())  # cases begin in the order of their names
     cuts = {"train": names[:21], "valid": names[21:24], "test": names[24:]}
     for part, packed in dataset.parts.items():
-        tokens, reals, starts, token, gap = naive(dataset, data, cuts[part], clock)
+        tokens, reals, starts, token, gap, remaining = naive(dataset, data, cuts[part], clock)
         every = packed.targets_at(torch.arange(len(packed)))
         assert packed.tokens[:, 0].tolist() == tokens
         assert packed.starts.tolist() == starts
         assert every["token"].tolist() == token
         torch.testing.assert_close(packed.reals, torch.tensor(reals), atol=1e-5, rtol=0)
         torch.testing.assert_close(every["gap"], torch.tensor(gap), equal_nan=True)
-        assert (every["gap"][every["token"] >= 0] > 0).all()
-        assert every["gap"].isnan().equal(every["token"] < 0)
+        torch.testing.assert_close(every["remaining"], torch.tensor(remaining), equal_nan=True)
+        more = (every["token"] >= 0) & (every["token"] != dataset.schema.end)
+        assert (every["gap"][more] > 0).all()
+        assert every["gap"].isnan().equal(~more)
 
 
 def test_held_out_cases_change_nothing_learned():
@@ -96,7 +101,7 @@ def test_held_out_cases_change_nothing_learned():
     assert one.parts["train"].reals.equal(two.parts["train"].reals)
     assert not two.parts["test"].tokens[:, 0].any(), "never seen in training: id 0"
     assert any("of an activity the training part never shows" in f for f in two.findings)
-    assert one.inputs == ((5, 3), 6)
+    assert one.inputs == ((6, 3), 6), "new, four activities and the end; new, x and y"
 
 
 def test_ties_keep_the_order_of_the_file_and_are_said():
@@ -147,6 +152,86 @@ def test_a_history_without_times_is_spaced_by_the_median_gap():
     torch.testing.assert_close(timed.reals[1, 1:3], torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
 
 
+def test_cases_end_or_do_not():
+    data = frame()
+    auto, yes, no = build(data), build(data, ends="yes"), build(data, ends="no")
+    last = {k: d.parts["test"].targets_at(torch.tensor([-1])) for k, d in (("a", auto), ("y", yes))}
+    assert int(last["a"]["token"]) == -1
+    assert int(last["y"]["token"]) == yes.schema.end == 5
+    assert last["a"]["remaining"].isnan().all()
+    assert float(last["y"]["remaining"]) == pytest.approx(yes.schema.smallest)
+    assert no.schema.end == -1
+    assert no.inputs == ((5,), 6)
+    assert "remaining" not in no.parts["test"].targets_at(torch.arange(3))
+    assert auto.schema.longest == data[data.case < "c021"].groupby("case").size().max()
+    assert any("1 that may go on when the log ends" in line for line in auto.said)
+    # All cases go on until the log ends: nobody knows how they end.
+    hours = [str(START + pd.Timedelta(hours=h)) for h in range(0, 90, 9)]
+    rows = [
+        (f"c{i}", "ab"[(i + t) % 2], h) for i in range(12) for t, h in enumerate(hours[i % 3 :])
+    ]
+    on = build(pd.DataFrame(rows, columns=["case", "what", "when"]))
+    assert not on.schema.ends
+    assert any("12 of 12 cases may go on when the log ends" in line for line in on.said)
+    # Times that are counted from the beginning of each case say nothing of when the log ends.
+    rows = [(f"c{i}", "ab"[t % 2], t) for i in range(12) for t in range(3 + i % 2)]
+    relative = build(pd.DataFrame(rows, columns=["case", "what", "when"]))
+    assert relative.schema.ends
+    with pytest.raises(ValueError, match="unknown answer to ends 'maybe'"):
+        build(data, ends="maybe")
+
+
+def test_the_clock_goes_on_as_it_would_have_been_read():
+    schema = build(frame()).schema
+    times = ["2024-03-01 22:10:05", "2024-03-03 03:40:00", "2024-03-03 03:40:00.5"]
+    reals = schema.prompt(["a", "b", "a"], times).reals
+    hours = torch.tensor([29 + 29 / 60 + 55 / 3600, 0.5 / 3600])
+    said = schema.after(reals[:2], hours * 3600 / schema.unit)
+    torch.testing.assert_close(said, reals[1:], atol=2e-5, rtol=0)
+    untimed = schema.prompt(["a", "b"]).reals
+    torch.testing.assert_close(schema.after(untimed[:1], torch.ones(1)), untimed[1:])
+
+
+def test_repairs_are_told():
+    rows = [
+        (f"c{i:02}", w, f"2024-01-{i + 1:02d} 0{t}:00")
+        for i in range(12)
+        for t, w in enumerate("abc")
+    ]
+    data = pd.DataFrame(rows, columns=["case", "what", "when"])
+    assert not build(data).findings
+    swapped = data.copy()
+    swapped.loc[[0, 1]] = data.loc[[1, 0]].to_numpy()
+    assert build(swapped).findings == (
+        "1 events are earlier than the row before them in their case; cases are put in order of "
+        "time",
+    )
+    assert build(swapped).parts["train"].tokens.equal(build(data).parts["train"].tokens)
+    twice = pd.concat([data, data.loc[[4, 4, 9]]], ignore_index=True)
+    assert any(
+        "3 events repeat another in case, activity and time" in f for f in build(twice).findings
+    )
+    assert len(build(twice).parts["train"]) == len(build(data).parts["train"]) + 3
+    emptied = data.assign(what=data.what.mask(data.case == "c03", ""))
+    assert '3 rows without "case" or "what" left out' in build(emptied).findings
+    assert "1 cases have no event left, and are left out" in build(emptied).findings
+    stages = data.assign(**{"lifecycle:transition": ["start", "complete"] * 18})
+    assert any("is complete, start: every row is an event" in f for f in build(stages).findings)
+
+
+def test_times_with_offsets_are_the_same_instants_everywhere():
+    data = frame()
+    moments = pd.to_datetime(data.when)
+    here = [str(m.tz_localize("UTC").tz_convert("Asia/Kolkata")) for m in moments]
+    there = [str(m.tz_localize("UTC").tz_convert("America/New_York")) for m in moments]
+    mixed = [h if i % 2 else t for i, (h, t) in enumerate(zip(here, there, strict=True))]
+    wanted = build(data).parts["test"]
+    for when in (here, mixed):
+        got = build(data.assign(when=when)).parts["test"]
+        assert got.tokens.equal(wanted.tokens)
+        assert got.reals.equal(wanted.reals)
+
+
 @pytest.mark.plain
 def test_errors_say_what_to_fix():
     with pytest.raises(DataError, match=r"at least 10 cases.*got 3.*--case"):
@@ -159,6 +244,14 @@ def test_errors_say_what_to_fix():
         build(frame().assign(what="a"))
     with pytest.raises(DataError, match=r"valid \+ test below 1, got 0.6 \+ 0.6"):
         build(frame(), valid=0.6, test=0.6)
+    with pytest.raises(DataError, match=r"no case of the train part has a second event.*--case"):
+        build(data.assign(when=START).drop_duplicates("case"), ends="no")
+    schema = build(frame()).schema
+    renamed = Table(frame().rename(columns={"what": "action"}), "new.csv")
+    with pytest.raises(
+        DataError, match=r'new.csv: no column "what" for the activity. Columns: case'
+    ):
+        schema.encode(renamed)
     with pytest.raises(ValueError, match=r"unknown split 'times'. Did you mean 'time'"):
         build(frame(), split="times")
     schema = build(frame()).schema

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from stepscan.data import DataError, DataOptions, Table, read_schema
-from stepscan.data.images import image_dataset
 from stepscan.data.interactions import interaction_dataset
 
 ROLES = {"user": "who", "item": "what", "time": "when"}
@@ -85,24 +84,3 @@ def test_unseen_users_and_items():
 def test_errors_say_what_to_fix():
     with pytest.raises(DataError, match=r"two items seen at least 99 times.*--minimum"):
         build(frame(), minimum=99)
-
-
-def test_images_ask_for_the_class_after_the_last_pixel():
-    rng = np.random.default_rng(0)
-    images, classes = rng.integers(0, 17, (50, 6)).astype(float), rng.integers(0, 3, 50)
-    dataset = image_dataset(images, classes, ["a", "b", "c"], DataOptions(), name="t")
-    schema = read_schema(json.loads(json.dumps(dataset.schema.to_dict())))
-    assert schema == dataset.schema
-    seen = []
-    for packed in dataset.parts.values():
-        label = packed.targets_at(torch.arange(len(packed)))["label"].view(-1, 6)
-        assert (label[:, :-1] == -1).all()
-        pixels = (packed.reals.view(-1, 6) * schema.brightest).round()
-        seen += [(*p, y) for p, y in zip(pixels.tolist(), label[:, -1].tolist(), strict=True)]
-        assert packed.starts.view(-1, 6).sum(1).tolist() == [1] * len(label)
-        assert schema.encode(pixels.numpy()).reals.equal(packed.reals)
-    assert sorted(seen) == sorted(
-        (*p, y) for p, y in zip(images.tolist(), classes.tolist(), strict=True)
-    )
-    with pytest.raises(DataError, match=r"images of 6 pixels.*got shape \(2, 5\)"):
-        schema.encode(np.zeros((2, 5)))

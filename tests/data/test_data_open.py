@@ -174,7 +174,6 @@ ERRORS = {  # file name: (content, options, what the line says)
     "short.csv": (rows(["date", "y"], DAYS[:9], Y[:9]), {}, "has 9 days.*needs at least 56"),
     "twice.csv": (rows(["date", "y"], [*DAYS[:60]] * 2, Y), {}, "row 61.*there before.*--id"),
     "kind.csv": (rows(["date", "y"], DAYS, Y), {"kind": "serie"}, "Did you mean 'series'"),
-    "image.csv": (rows(["date", "y"], DAYS, Y), {"kind": "images"}, "unknown kind of table"),
     "never.csv": (rows(["date", "y"], DAYS, Y), {"horizon": 0, "season": 0}, "horizon of 1 step"),
 }
 
@@ -186,7 +185,7 @@ def test_bad_input_is_one_line_that_names_the_file(tmp_path, name):
     with pytest.raises(ValueError, match=said) as caught:
         open_dataset(write(tmp_path / name, content), DataOptions(**options))
     assert "\n" not in str(caught.value)
-    if name not in ("kind.csv", "image.csv"):
+    if name != "kind.csv":
         assert isinstance(caught.value, DataError)
         assert name in str(caught.value)
 
@@ -214,4 +213,4 @@ def test_what_to_install_is_said(tmp_path, monkeypatch):
 
 
 def test_every_kind_has_a_schema():
-    assert set(KINDS) == {"text", "series", "events", "interactions", "images"}
+    assert set(KINDS) == {"text", "series", "events", "interactions", "labelled"}

@@ -1,15 +1,19 @@
 """Mixers that read both ways: their equations, their use of resets, and what they refuse."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from laws import assert_near, reset_law
 from torch.nn import functional as F
 
 from stepscan import state as states
+from stepscan.layers.bidirectional import mirror
 from stepscan.mixers import MIXERS
 
 WIDTH, T = 16, 20
-NAMES = ("hydra", "bi_gla", "bi_mamba")
+NAMES = ("hydra", "bi_gla", "bi_mamba", "sigma")
+BOTH_WAYS = [*((name, {}) for name in NAMES), ("attention", {"causal": False})]
 COMBINE = ("quasiseparable", "add", "multiply", "concatenate")
 
 
@@ -74,6 +78,27 @@ def test_bi_gla_is_gated_attention_from_both_sides():
     assert_near(mixer(x)[0][0], want, what="bi_gla")
 
 
+def test_attention_both_ways_is_softmax_over_the_segment_and_the_past():
+    mixer, x = built("attention", causal=False, heads=2)
+    resets = torch.zeros(2, T, dtype=torch.bool)
+    resets[0, [4, 11]] = True
+    early = torch.randn(2, 3, WIDTH).double()
+    _, state = mixer(early)
+    y, _ = mixer(x, state, resets)
+    bare = MIXERS["attention"](causal=False, heads=2, rotary=False).build(WIDTH).double()
+    bare.load_state_dict(mixer.state_dict())
+    for row, cuts in ((0, [0, 4, 11, T]), (1, [0, T])):
+        for begin, end in pairwise(cuts):
+            past = early[row] if begin == 0 else x[row, :0]
+            segment = torch.cat([past, x[row, begin:end]])
+            q, k, v = bare.qkv(segment).view(len(segment), 3, 2, 8).unbind(1)
+            plain = torch.einsum("qhk,shk->hqs", q, k) / 8**0.5
+            want = bare.out(torch.einsum("hqs,shv->qhv", plain.softmax(-1), v).flatten(1))
+            assert_near(bare(segment[None])[0][0], want, what="without positions")
+            both, _ = mixer(segment[None])
+            assert_near(y[row, begin:end], both[0, len(past) :], what="with the past")
+
+
 @pytest.mark.parametrize("keep", [0, 5, 50])
 def test_a_gate_of_1_or_0_is_a_pure_direction_of_bi_mamba(keep):
     mixer, x = built("bi_mamba", keep=keep)
@@ -84,10 +109,37 @@ def test_a_gate_of_1_or_0_is_a_pure_direction_of_bi_mamba(keep):
         assert_near(mixer(x)[0], want, what=f"gate {bias}")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_packed_sequences_stay_apart(name):
+def test_mirroring_all_but_the_last_is_its_own_inverse_and_leaves_them_in_place():
+    x, resets = torch.randn(2, T, 3), torch.rand(2, T) < 0.2
+    for keep in (0, 3, 5, T, 50):
+        turned = mirror(x, None, keep)
+        assert torch.equal(turned[:, max(T - keep, 0) :], x[:, max(T - keep, 0) :])
+        assert torch.equal(turned[:, : max(T - keep, 0)], x[:, : max(T - keep, 0)].flip(1))
+        assert torch.equal(mirror(turned, None, keep), x)
+        assert torch.equal(mirror(mirror(x, resets, keep), resets, keep), x)
+
+
+def test_sigma_is_bi_mamba_and_a_gru_over_three_items():
+    mixer, x = built("sigma", keep=5)
+    own, conv = mixer.gru, mixer.conv.weight[:, None]
+    near = F.conv1d(x.mT, conv, mixer.conv.bias, padding=1, groups=WIDTH).mT
+    peer = torch.nn.GRU(WIDTH, WIDTH, batch_first=True).double()
+    own.load_torch(peer)
+    a = mixer.shares.softmax(0)
+    want = mixer.out(a[0] * mixer.flipped(x)[0] + a[1] * peer(near)[0])
+    assert_near(mixer(x)[0], want, what="sigma")
+    assert_near(a.float(), torch.tensor([0.9, 0.1]), what="published shares")
+    for bias, pure in ((1e3, x), (-1e3, mirror(x, None, 5))):
+        torch.nn.init.constant_(mixer.flipped.gate.bias, bias)
+        one = mixer.flipped.mamba(pure)[0]
+        one = one if bias > 0 else mirror(one, None, 5)
+        assert_near(mixer(x)[0], mixer.out(a[0] * one + a[1] * peer(near)[0]), what=f"gate {bias}")
+
+
+@pytest.mark.parametrize(("name", "options"), BOTH_WAYS)
+def test_packed_sequences_stay_apart(name, options):
     """The reset law holds both ways: neither direction crosses a reset."""
-    mixer, x = built(name)
+    mixer, x = built(name, **options)
     state, resets = states.detach(mixer(x)[1]), torch.rand(2, T) < 0.2
     step = lambda xs, state, resets: mixer(xs[0], state, resets)  # noqa: E731
     reset_law(step, (x,), state, resets, params=list(mixer.parameters()))

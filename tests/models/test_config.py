@@ -4,7 +4,16 @@ import json
 import pytest
 
 from stepscan.mixers import MIXERS
-from stepscan.models import Classify, Forecast, ModelConfig, NextEvent, NextToken, Regress
+from stepscan.models import (
+    Classify,
+    Cloze,
+    Forecast,
+    ModelConfig,
+    NextEvent,
+    NextItem,
+    NextToken,
+    Regress,
+)
 from stepscan.models.pattern import parse
 
 
@@ -61,6 +70,8 @@ HEADS = [
     Forecast(horizon=3),
     Classify(classes=2),
     Regress(outputs=2),
+    NextItem(vocab=9, loss="sampled", negatives=4),
+    Cloze(vocab=9, last=0.5),
 ]
 
 

@@ -44,6 +44,11 @@ CASES = {
         norm="layer",
         norm_place="before after",
     ),
+    "positions": ModelConfig(
+        width=16, tokens=(7,), head=NextToken(vocab=7, bias=False), layers="attention gla",
+        norm="layer", norm_place="post", positions=6, embedding_norm=True, initial_std=0.1,
+        mlp="gelu",
+    ),
     "numbers": ModelConfig(width=16, reals=2, head=Regress(outputs=3), layers="min_gru"),
 }  # fmt: skip
 every_case = pytest.mark.parametrize("config", CASES.values(), ids=CASES)

@@ -261,3 +261,17 @@ def test_errors_say_what_to_fix():
         attention(q, k, v, form="fuse")
     with pytest.raises(ValueError, match="takes no bias, no sink and K = V; use 'parallel'"):
         attention(q, k, v, sink=torch.zeros(4), form="fused")
+
+
+def test_dropout_drops_weights_and_keeps_their_mean():
+    q, k, v = (torch.randn(1, 6, 2, 4) for _ in range(3))
+    whole, _ = attention(q, k, v)
+    torch.manual_seed(0)
+    many = torch.stack([attention(q, k, v, dropout=0.5)[0] for _ in range(2000)])
+    torch.testing.assert_close(many.mean(0), whole, atol=0.15, rtol=0)
+    values = many[:, 0, 0]  # the first token has one weight: it is dropped, or doubled
+    kept = values.abs().sum((1, 2)) > 0
+    torch.testing.assert_close(values[kept].abs().amax(0), 2 * v[0, 0].abs())
+    assert 0.4 < float((many[:, 0, 0, 0] == 0).all(1).float().mean()) < 0.6
+    with pytest.raises(ValueError, match="dropout wants form='parallel'"):
+        attention(q, k, v, dropout=0.5, form="fused")

@@ -13,20 +13,22 @@ import torch
 from stepscan.analyze.intervals import mean_interval, paired_difference
 from stepscan.apps import measure, report, runs
 from stepscan.apps import scaling as curves
-from stepscan.apps.domain import Domain, Metric, Scores, with_options
+from stepscan.apps.domain import Domain, Metric, Scores, bounded, with_options
 from stepscan.apps.entrants import Entrant, plan, train_in_turns
 from stepscan.apps.kinds import domain_of
 from stepscan.apps.model import Model
 from stepscan.apps.progress import Voice
+from stepscan.apps.reach import looks_back
+from stepscan.apps.sources import Data, Source, open_source
 from stepscan.data.base import DataOptions
-from stepscan.data.open import open_dataset
-from stepscan.models import SequenceModel
+from stepscan.data.frames import is_frame
+from stepscan.models import SequenceModel, build
 
 TEST = 60_000  # steps of the test part at the most
 
 
 def compare(
-    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = "stdlib",
+    data: "Data | Sequence[Data]" = "stdlib",
     candidates: Sequence[str] = ("gated_delta_net", "mamba2", "attention", "lstm"),
     *,
     minutes: float = 1.0,
@@ -42,7 +44,8 @@ def compare(
     """Train several models in equal time on this machine, judge them, and leave a report.
 
     Args:
-        data: A file, a folder, the name of a data set; or several of them.
+        data: A file, a folder, the name of a data set, or a frame, which is called by its
+            `attrs["name"]`; or several of them.
         candidates: Names of mixers, or layer patterns.
         minutes: Training time of each candidate and seed.
         seeds: How many times each is trained.
@@ -59,25 +62,28 @@ def compare(
         What results.json holds. `report.html` and the best model of each candidate lie beside it.
     """
     voice = voice or Voice(quiet=quiet)
-    sources = [data] if isinstance(data, str | os.PathLike) else list(data)
+    alone = isinstance(data, str | os.PathLike) or is_frame(data)
+    sources: list[Any] = [data] if alone else list(data)
     if not sources or not candidates or seeds < 1:
         raise ValueError(
             f"compare: want data, candidates and seeds >= 1, got {len(sources)} data sets, "
             f"{len(candidates)} candidates, {seeds} seeds"
         )
     curves.check(scaling)
-    domains = [domain_of(open_dataset(os.fspath(source), options)) for source in sources]
+    opened = [open_source(source, options) for source in sources]
+    domains = [domain_of(source.dataset) for source in opened]
     for domain in domains:  # nothing is written before it is known that all of it can be run
         domain.recipe = with_options(domain.recipe, **choices)
         plan(domain.recipe, minutes, seed=0)
         for name in candidates:
+            config = domain.candidate(name, width)
             with torch.device("meta"):
-                SequenceModel(domain.candidate(name, width))
+                build(config)
     title = "compare " + " ".join(domain.dataset.name for domain in domains)
     folder = runs.new_folder(title, out)
     try:
         return _run(
-            list(zip(sources, domains, strict=True)),
+            list(zip(opened, domains, strict=True)),
             candidates,
             minutes=minutes,
             seeds=seeds,
@@ -94,7 +100,7 @@ def compare(
 
 
 def _run(
-    data: Sequence[tuple[str | os.PathLike[str], Domain]],
+    data: Sequence[tuple[Source, Domain]],
     candidates: Sequence[str],
     *,
     minutes: float,
@@ -110,6 +116,7 @@ def _run(
     sections: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     for source, domain in data:
+        kept = source.keep(folder)
         voice.say(*domain.dataset.lines())
         voice.say(report.opening({"budget": {"minutes": minutes, "seeds": list(range(seeds))}}))
         with voice.moving():
@@ -132,7 +139,7 @@ def _run(
                 "metric": found["metric"],
                 "candidate": name,
                 "reach": domain.reach,
-                "source": runs.source(source),
+                "source": kept,
                 "options": None if options is None else dataclasses.asdict(options),
             }
             where = folder / "models" / runs.word(domain.dataset.name) / runs.word(name)
@@ -171,6 +178,7 @@ def section(
     entrants = [Entrant(name, domain.candidate(name, width)) for name in dict.fromkeys(candidates)]
     train_in_turns(domain, entrants, minutes=minutes, seeds=seeds, show=show)
     show(1.0, "scoring the test part")
+    domain = bounded(domain)
     rows = [_judge(domain, entrant) for entrant in entrants]
     show(1.0, "baselines")
     rows += [baseline_row(name, scores) for name, scores in domain.baselines(TEST)]
@@ -211,6 +219,7 @@ def as_section(
         "candidates": rows,
         "verdict": verdict(metric, rows),
         "examples": domain.examples(models),
+        "details": [*domain.breakdown(models), *looks_back(domain, models)],
     }
 
 

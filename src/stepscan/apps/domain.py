@@ -1,18 +1,22 @@
 """What stepscan knows about a kind of data: the shape of its model, its metrics, its baselines."""
 
 import abc
+import copy
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from stepscan.data.base import Dataset, Packed
-from stepscan.data.views import shortened
-from stepscan.models import ModelConfig, SequenceModel
+from stepscan.data.stored import Stored
+from stepscan.data.views import shortened, spread
+from stepscan.models import Config, ModelConfig, SequenceModel
 from stepscan.models.heads import HeadConfig
+from stepscan.train.loop import Objective, say_next
 
 Scores = dict[str, float]
+JUDGED = 200_000  # steps of a part on disk that scores and simple methods read
 
 
 class Metric(NamedTuple):
@@ -61,6 +65,8 @@ class Domain(abc.ABC):
     metrics: tuple[Metric, ...]
     """The leading one first."""
     recipe: Recipe
+    look: ClassVar[int] = 20_000
+    """Steps of the validation part that a look reads while training."""
 
     def __init__(self, dataset: Dataset) -> None:
         assert dataset.kind == self.kind
@@ -83,6 +89,27 @@ class Domain(abc.ABC):
     def examples(self, models: Mapping[str, SequenceModel]) -> list[dict[str, Any]]:
         """What the models say about some held-out data, as apps/report shows it."""
 
+    def calibrate(self, model: SequenceModel) -> None:  # noqa: B027 (most kinds have nothing to do)
+        """Correct what a trained model says by its errors on the validation part, in place."""
+
+    @property
+    def objective(self) -> Objective:
+        """What training descends."""
+        return say_next
+
+    def better(self, a: Scores, b: Scores) -> bool:
+        """Whether weights with the validation scores `a` are kept rather than those with `b`."""
+        name = self.metrics[0].name
+        return self.metrics[0].wins(a[name], b[name])
+
+    def about(self) -> dict[str, Any]:
+        """Plain facts to keep with a model that learned from this data."""
+        return {}
+
+    def breakdown(self, models: Mapping[str, SequenceModel]) -> list[dict[str, Any]]:
+        """Where the models err, as apps/report shows it; nothing, unless a kind has more to say."""
+        return []
+
     @property
     def reach(self) -> int:
         """Steps read at once while judging, and steps that attention keeps from before them: half a
@@ -92,12 +119,15 @@ class Domain(abc.ABC):
 
     def config(
         self, layers: str | None = None, width: int | None = None, **options: Any
-    ) -> ModelConfig:
+    ) -> Config:
         """The config of a model for this data."""
         tokens, reals = self.dataset.inputs
-        chosen: dict[str, Any] = {"dropout": self.recipe.dropout, "tie": self.recipe.tie}
+        chosen: dict[str, Any] = {
+            "head": self.head,
+            "dropout": self.recipe.dropout,
+            "tie": self.recipe.tie,
+        }
         return ModelConfig(
-            head=self.head,
             layers=self.recipe.layers if layers is None else layers,
             width=self.recipe.width if width is None else width,
             tokens=tokens,
@@ -105,7 +135,11 @@ class Domain(abc.ABC):
             **(chosen | options),
         )
 
-    def candidate(self, mixer: str, width: int | None = None) -> ModelConfig:
+    def recipe_for(self, config: Config) -> Recipe:
+        """The recipe, as a model of this config wants it."""
+        return self.recipe
+
+    def candidate(self, mixer: str, width: int | None = None) -> Config:
         """The config that `compare` gives to a mixer, or to a layer pattern."""
         return self.config(self.pattern(mixer), width)
 
@@ -118,6 +152,27 @@ class Domain(abc.ABC):
         """A part of the data, or the beginnings of its sequences, `most` steps in all."""
         packed = self.dataset.parts[name]
         return packed if most is None else shortened(packed, most)
+
+
+D = TypeVar("D", bound=Domain)
+
+
+def bounded(domain: D) -> D:
+    """The domain itself; or, where parts lie on disk, one that judges and compares by whole
+    sequences spread evenly over each part, JUDGED steps in all, and says so.
+    """
+    parts = domain.dataset.parts
+    large = {k: p for k, p in parts.items() if isinstance(p, Stored) and len(p) > JUDGED}
+    if not large:
+        return domain
+    fewer = {name: spread(packed, JUDGED) for name, packed in large.items()}
+    counts = ", ".join(f"{len(fewer[k]):,} of {len(p):,} of {k}" for k, p in large.items())
+    note = f"judged and compared with simple methods by evenly spread whole sequences: {counts}"
+    judged = copy.copy(domain)
+    judged.dataset = dataclasses.replace(
+        domain.dataset, parts=parts | fewer, findings=(*domain.dataset.findings, note)
+    )
+    return judged
 
 
 def with_options(recipe: Recipe, **options: Any) -> Recipe:

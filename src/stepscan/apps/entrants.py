@@ -65,9 +65,9 @@ def train_in_turns(
     """Seed by seed, all entrants in turns, so that the noise of the machine hits all alike."""
     begin = time.monotonic()
     for seed in range(seeds):
-        train = plan(domain.recipe, minutes, seed=seed)
         running: list[tuple[Entrant, Candidate]] = []
         for entrant in entrants:
+            train = plan(domain.recipe_for(entrant.config), minutes, seed=seed)
             run = Candidate(domain, entrant.config, train, look=LOOK)
             entrant.runs.append(run)
             running.append((entrant, run))

@@ -13,17 +13,18 @@ import torch
 import tyro
 
 from stepscan import state as states
-from stepscan.apps import measure, report, runs
+from stepscan.apps import measure, report, runs, warm
 from stepscan.apps.candidate import Candidate
 from stepscan.apps.compare import as_section, baseline_row
-from stepscan.apps.domain import Domain, Metric, Scores, with_options
+from stepscan.apps.domain import Domain, Metric, Scores, bounded, with_options
 from stepscan.apps.kinds import domain_of
 from stepscan.apps.model import Model
 from stepscan.apps.progress import Voice, clock, size
+from stepscan.apps.sources import Data, moved, open_source
 from stepscan.data.base import DataOptions
 from stepscan.data.open import open_dataset
 from stepscan.kernels import kernels
-from stepscan.models import ModelConfig, SequenceModel
+from stepscan.models import Config, SequenceModel, build, read_config
 from stepscan.models.folder import recover
 from stepscan.train.config import TrainConfig
 from stepscan.train.log import METRICS, TensorBoard, read
@@ -41,6 +42,10 @@ class FitOptions:
     """Budget in tokens (steps of sequence) read."""
     steps: int | None = None
     """Budget in optimizer steps."""
+    epochs: float | None = None
+    """Budget in passes over the training part, with a look at the validation part after each."""
+    patience: int | None = None
+    """Stop after so many looks in a row that are no better than the best; left out, never."""
     layers: Annotated[str | None, tyro.conf.arg(aliases=("--mixer",))] = None
     """Layer pattern, such as "(gated_delta_net*3 attention)*2", or the name of a mixer."""
     width: int | None = None
@@ -72,22 +77,24 @@ class StoppedError(KeyboardInterrupt):
 
 
 def fit(
-    data: str | os.PathLike[str] = "stdlib",
+    data: Data = "stdlib",
     *,
     options: DataOptions | None = None,
     out: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     voice: Voice | None = None,
+    warm_start: str | os.PathLike[str] | None = None,
     **choices: Any,
 ) -> Model:
     """Train a model on your data, and leave it in a folder.
 
     Args:
-        data: A file, a folder, or the name of a data set.
+        data: A file, a folder, the name of a data set; or a frame, which is kept in the run folder.
         options: How to read it; what is left out is inferred and said.
         out: The run folder; None makes one under runs/.
         quiet: Say nothing.
         voice: Where to say it; None is standard output.
+        warm_start: A run of series to go on from: its model learns on, see `apps.warm`.
         choices: The fields of `FitOptions`: minutes, layers, width ...; else 3 minutes.
 
     Returns:
@@ -99,23 +106,32 @@ def fit(
     """
     voice = voice or Voice(quiet=quiet)
     asked = FitOptions(**choices)
-    dataset = open_dataset(os.fspath(data), options)
+    old = None if warm_start is None else warm.begin(warm_start)
+    if old is not None:
+        options = warm.reading(old, options)
+    opened = open_source(data, options, None if old is None else old.schema)
+    dataset = opened.dataset
     domain = domain_of(dataset)
-    config = _model_config(domain, asked)
-    train = _train_config(domain, asked)
+    config = _model_config(domain, asked) if old is None else _same_config(old, asked)
+    train = _train_config(domain, config, asked)
+    if old is not None:
+        train = warm.slower(train, old, length=asked.length, rate=asked.learning_rate)
     with torch.device("meta"):  # nothing is written before it is known that this can be built
-        SequenceModel(config)
+        build(config)
     folder = runs.new_folder(dataset.name.rsplit(".", 1)[0], out)
     plan = {
-        "source": runs.source(data),
+        "source": opened.keep(folder),
         "options": None if options is None else dataclasses.asdict(options),
         "model": config.to_dict(),
         "train": dataclasses.asdict(train),
         "tensorboard": asked.tensorboard,
         "versions": runs.versions(),
+        "warm_start": None if warm_start is None else runs.source(warm_start),
     }
     runs.write_json(folder / PLAN, plan)
     voice.say(*dataset.lines())
+    if old is not None:
+        voice.say(warm.line(old, dataset.schema))
     return _run(domain, config, train, folder, voice, resume=False)
 
 
@@ -127,19 +143,20 @@ def resume(
     plan = runs.read_json(Path(folder) / PLAN)
     try:
         options = plan["options"] and DataOptions(**runs.tuples(plan["options"]))
-        source = plan["source"]
-        config = ModelConfig.from_dict(plan["model"])
+        source = moved(plan["source"], Path(folder))
+        config = read_config(plan["model"])
         train = TrainConfig(**runs.tuples(plan["train"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{Path(folder) / PLAN}: not of this version ({error})") from None
-    dataset = open_dataset(source, options or None)
+    begun = plan.get("warm_start")
+    dataset = open_dataset(source, options or None, warm.begin(begun).schema if begun else None)
     voice.say(*dataset.lines())
     return _run(domain_of(dataset), config, train, Path(folder), voice, resume=True)
 
 
 def _run(
     domain: Domain,
-    config: ModelConfig,
+    config: Config,
     train: TrainConfig,
     folder: Path,
     voice: Voice,
@@ -154,6 +171,7 @@ def _run(
         "metric": metric.name,
         "folder": str(folder),
         "reach": domain.reach,
+        **domain.about(),
         **{k: plan[k] for k in ("source", "options")},
     }
 
@@ -169,7 +187,8 @@ def _run(
         if candidate is None:  # the trainer notes something while it is being made
             return
         trainer = candidate.trainer
-        score = f"{metric.name} {candidate.curve[-1]['score']:.3f}  " if candidate.curve else ""
+        last = candidate.curve[-1]["score"] if candidate.curve else None
+        score = "" if last is None else f"{metric.name} {last:.3f}  "
         rate = trainer.tokens / trainer.seconds if trainer.seconds else 0.0
         left = "" if math.isnan(trainer.seconds_left) else f"left {clock(trainer.seconds_left)}"
         moment = f"{clock(trainer.seconds)}  {score}{rate:,.0f} tokens/s  {left}"
@@ -178,6 +197,10 @@ def _run(
     candidate = Candidate(domain, config, train, directory=folder, on_better=keep, log=show)
     trainer = candidate.trainer
     with trainer:
+        if plan.get("warm_start"):
+            warm.inherit(candidate, warm.begin(plan["warm_start"]).network)
+            if not resume:
+                candidate.look()  # what there is may stay the best
         if resume:
             _restore(candidate, folder, voice)
         _introduce(candidate.model, config, voice)
@@ -216,6 +239,7 @@ def _conclude(
     about: Mapping[str, Any],
 ) -> Model:
     """Judge on the test part, beside the simple methods; save, report, say what to do next."""
+    domain = bounded(domain)
     scores = domain.score(network, "test")
     simple = list(domain.baselines())
     model = Model(
@@ -263,12 +287,14 @@ NEXT = {
     "text": 'generate {0} --prompt "..."',
     "series": "forecast {0}",
     "events": "predict {0} LAST-EVENTS ...",
-    "interactions": "predict {0} LAST-ITEMS ...",
-    "images": "predict {0} PIXELS ...",
+    "interactions": "recommend {0} LAST-ITEMS ...",
+    "item_texts": "predict {0} LAST-ITEMS ...",
+    "responses": "predict {0} QUESTION=1 ANOTHER=0 ...",
+    "labelled": "predict {0} --file NEW.csv",
 }
 
 
-def _introduce(model: SequenceModel, config: ModelConfig, voice: Voice) -> None:
+def _introduce(model: SequenceModel, config: Config, voice: Voice) -> None:
     names = " ".join(c.name for c in config.mixers)
     _, state = model(measure.empty_inputs(model, 1))
     voice.say(
@@ -289,18 +315,39 @@ def _standing(metric: Metric, scores: Scores, simple: list[tuple[str, Scores]]) 
     )
 
 
-def _model_config(domain: Domain, asked: FitOptions) -> ModelConfig:
+def _model_config(domain: Domain, asked: FitOptions) -> Config:
     extra = {} if asked.dropout is None else {"dropout": asked.dropout}
     layers = None if asked.layers is None else domain.pattern(asked.layers)
     return domain.config(layers, asked.width, **extra)
 
 
-def _train_config(domain: Domain, asked: FitOptions) -> TrainConfig:
+def _same_config(old: Model, asked: FitOptions) -> Config:
+    for name in ("layers", "width", "dropout"):
+        if getattr(asked, name) is not None:
+            raise ValueError(
+                f"update: the model of the run learns on as it is; leave out {name}, or fit a new "
+                "model"
+            )
+    return old.network.config
+
+
+def _train_config(domain: Domain, config: Config, asked: FitOptions) -> TrainConfig:
     budget = {k: v for k in ("minutes", "tokens", "steps") if (v := getattr(asked, k)) is not None}
     names = ("rows", "length", "learning_rate")
-    recipe = with_options(domain.recipe, **{name: getattr(asked, name) for name in names})
+    recipe = with_options(
+        domain.recipe_for(config), **{name: getattr(asked, name) for name in names}
+    )
+    if asked.epochs is not None:
+        if not asked.epochs > 0:
+            raise ValueError(f"fit: want epochs above 0, got {asked.epochs}")
+        if budget:
+            raise ValueError(f"fit: want epochs or {next(iter(budget))}, not both")
+        size = len(domain.dataset.parts["train"])
+        steps = math.ceil(asked.epochs * size / (recipe.rows * recipe.length))
+        budget = {"steps": steps, "evaluations": max(1, round(asked.epochs))}
     return TrainConfig(
         **(budget or {"minutes": 3.0}),  # type: ignore[arg-type]
+        patience=asked.patience,
         rows=recipe.rows,
         length=recipe.length,
         learning_rate=recipe.learning_rate,

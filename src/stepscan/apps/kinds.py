@@ -5,15 +5,20 @@ from types import MappingProxyType
 
 from stepscan.apps.domain import Domain
 from stepscan.apps.events.domain import Events
-from stepscan.apps.images.domain import Images
 from stepscan.apps.interactions.domain import Interactions
+from stepscan.apps.item_texts.domain import ItemTexts
+from stepscan.apps.labelled.domain import Labelled
+from stepscan.apps.responses.domain import Responses
 from stepscan.apps.series.domain import Series
 from stepscan.apps.text.domain import Text
 from stepscan.data.base import Dataset
 from stepscan.names import lookup
 
 DOMAINS: Mapping[str, type[Domain]] = MappingProxyType(
-    {domain.kind: domain for domain in (Text, Series, Events, Interactions, Images)}
+    {
+        domain.kind: domain
+        for domain in (Text, Series, Events, Interactions, ItemTexts, Responses, Labelled)
+    }
 )
 
 

@@ -15,9 +15,12 @@ from torch.utils import _pytree as pytree
 from stepscan import state as states
 from stepscan.apps.reading import HANDED, read_piece
 from stepscan.apps.runs import tuples
+from stepscan.apps.sources import moved
 from stepscan.data.base import DataError, DataOptions, Dataset, Schema
+from stepscan.data.files import read_table
+from stepscan.data.frames import frame_table
 from stepscan.data.open import open_dataset, read_schema
-from stepscan.data.tables import Table, read_table
+from stepscan.data.tables import Table
 from stepscan.models import Inputs, SequenceModel, load_folder, save_folder
 from stepscan.models.folder import ModelCorruptError
 from stepscan.models.heads import HeadConfig
@@ -33,7 +36,9 @@ HOMES = {  # of the model of each kind of data
     "series": "series",
     "events": "events",
     "interactions": "interactions",
-    "images": "images",
+    "item_texts": "item_texts",
+    "responses": "responses",
+    "labelled": "labelled",
 }
 
 
@@ -56,11 +61,10 @@ class Model:
     asks: ClassVar[tuple[str, ...]] = ("stream",)
     """The methods that this kind answers."""
 
-    def __new__(
-        cls, network: SequenceModel, schema: Schema, about: Mapping[str, Any] | None = None
-    ) -> "Model":
-        """The class of the schema's kind."""
-        return object.__new__(class_of(schema.kind) if cls is Model else cls)
+    def __new__(cls, *args: Any, **options: Any) -> "Model":
+        """The class of the schema's kind; of a copy, which gives no schema, its own."""
+        schema = options.get("schema", args[1] if len(args) > 1 else None)
+        return object.__new__(class_of(schema.kind) if cls is Model and schema else cls)
 
     def __init__(
         self, network: SequenceModel, schema: Schema, about: Mapping[str, Any] | None = None
@@ -84,6 +88,10 @@ class Model:
         """
         reach = self.about.get("reach")
         return reach if isinstance(reach, int) and 1 <= reach <= 1 << 20 else PIECE
+
+    def __getnewargs__(self) -> tuple[SequenceModel, Schema]:
+        """What a copy is made from: estimators around models are copied and sent to workers."""
+        return self.network, self.schema
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.network.parameters())
@@ -111,6 +119,8 @@ class Model:
         try:
             schema = read_schema(extra["schema"])
             about = dict(extra.get("about", {}))
+            if isinstance(about.get("source"), str):
+                about["source"] = moved(about["source"], folder.absolute().parent)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelCorruptError(f"{folder}: no schema of the data in it ({error})") from None
         config = network.config
@@ -168,7 +178,12 @@ class Model:
             )
         layers, steps, memory = (None, 0, None) if state is None else state
         piece = read_piece(
-            self.schema, data, stamps=times, memory=memory, begun=state is not None and steps > 0
+            self.schema,
+            data,
+            stamps=times,
+            memory=memory,
+            begun=state is not None and steps > 0,
+            measured=getattr(self.network.config.head, "measured", "base"),
         )
         said: list[Any] = []
         length = _length(piece.inputs)
@@ -190,25 +205,35 @@ class Model:
         except (KeyError, TypeError):
             raise DataError(f"{self!r} does not know its data: name a file") from None
 
-    @torch.no_grad()
     def last(self, inputs: Inputs) -> Any:
         """What the model says after the last step of one sequence."""
+        return self.last_and_state(inputs)[0]
+
+    @torch.no_grad()
+    def last_and_state(self, inputs: Inputs) -> tuple[Any, Any]:
+        """The same, and the state of every layer there."""
         state, outputs = None, None
         for part in _parts(inputs):
             outputs, state = self.network(part, state)
-        return outputs
+        return outputs, state
 
-    def table(self, data: "str | os.PathLike[str] | pd.DataFrame") -> Table:
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Further strings that mean a missing value, as in training."""
+        return tuple((self.about.get("options") or {}).get("missing", ()))
+
+    def table(self, data: "str | os.PathLike[str] | pd.DataFrame | Table") -> Table:
         """A table, where the same strings mean missing as in training."""
-        missing = tuple((self.about.get("options") or {}).get("missing", ()))
+        if isinstance(data, Table):
+            return data
         if isinstance(data, str | os.PathLike):
             path = Path(data)
             if not path.is_file():
                 raise DataError(f"{path}: no such file")
             if not path.stat().st_size:
                 raise DataError(f"{path}: the file is empty")
-            return read_table(path, missing)
-        return Table(data.reset_index(drop=True), HANDED, missing)
+            return read_table(path, self.missing)
+        return frame_table(data, HANDED, self.missing)
 
 
 def class_of(kind: str) -> type[Model]:

@@ -1,5 +1,7 @@
 """Where the wanted item stands in a full ranking, and the usual figures made from it."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -50,6 +52,28 @@ def without(logits: Float[Tensor, "... V"], seen: Tensor | None = None) -> Float
 def best(logits: Float[Tensor, " V"], count: int) -> list[int]:
     """The likeliest symbols that may be offered, best first; fewer where there are not so many."""
     return logits.topk(min(count, int(logits.isfinite().sum()))).indices.tolist()
+
+
+def measures(rank: Float[Tensor, " N"], at: Sequence[int] = (TOP,)) -> Scores:
+    """HR, NDCG, MRR, recall and precision at each of these lengths of a list.
+
+    One item is wanted of each user, so recall@k equals HR@k, and precision@k is HR@k / k. MRR@k
+    counts a rank beyond k as 0; `summary` has the MRR without a limit.
+    """
+    found: Scores = {}
+    for k in at:
+        if k < 1:
+            raise ValueError(f"measures: want lengths of at least 1, got {k}")
+        inside = (rank <= k).double().where(~rank.isnan(), torch.nan)
+        values = {
+            "HR": inside,
+            "NDCG": inside / (1 + rank).log2(),
+            "MRR": inside / rank,
+            "recall": inside,
+            "precision": inside / k,
+        }
+        found |= {f"{name}@{k}": float(value.mean()) for name, value in values.items()}
+    return found
 
 
 def summary(rank: Float[Tensor, " N"]) -> Scores:

@@ -14,6 +14,8 @@ from torch import Tensor
 from stepscan.data.base import DataError, Schema
 from stepscan.data.events import EventSchema, time_channels
 from stepscan.data.interactions import InteractionSchema
+from stepscan.data.item_texts import ItemTextSchema
+from stepscan.data.labelled import LabelledSchema
 from stepscan.data.series import SeriesSchema
 from stepscan.data.tables import Table, labels, numbers, times
 from stepscan.data.text import TextSchema
@@ -43,8 +45,14 @@ class SeriesMemory(NamedTuple):
     until: int
 
 
-def read_piece(
-    schema: Schema, data: Any, *, stamps: Any = None, memory: Any = None, begun: bool = False
+def read_piece(  # noqa: PLR0911 (a return for each kind of data)
+    schema: Schema,
+    data: Any,
+    *,
+    stamps: Any = None,
+    memory: Any = None,
+    begun: bool = False,
+    measured: str = "base",
 ) -> Piece:
     """The inputs of the next steps of a sequence.
 
@@ -54,6 +62,7 @@ def read_piece(
         stamps: Times of events; for all pieces of a sequence or for none.
         memory: Of the piece before.
         begun: Whether there was one.
+        measured: Of series: what the answers are measured from, `Forecast.measured`.
     """
     if isinstance(data, Inputs):
         return Piece(data, memory, _as_it_is)
@@ -64,8 +73,12 @@ def read_piece(
     if isinstance(schema, InteractionSchema):
         tokens, reals = schema.prompt(_names(schema, data)).inputs_at(slice_of(len(data)))
         return Piece(_one_row(tokens, reals), None, _as_it_is)
+    if isinstance(schema, ItemTextSchema):
+        return _item_texts(schema, data, memory or 0)
+    if isinstance(schema, LabelledSchema):
+        return _labelled(schema, data)
     if isinstance(schema, SeriesSchema) and hasattr(data, "columns"):
-        return _series(schema, data, memory)
+        return _series(schema, data, memory, measured)
     wanted = {
         "text": "text or bytes",
         "tokens": "text",
@@ -101,6 +114,24 @@ def _text(schema: TextSchema | TokenSchema, data: str | bytes, *, begun: bool) -
     ids = torch.cat([torch.tensor([schema.boundary]), ids])
     # What is said after the boundary comes before any data.
     return Piece(_one_row(ids[:, None], None), None, lambda outputs: outputs[1:])
+
+
+def _item_texts(schema: ItemTextSchema, data: Any, before: int) -> Piece:
+    """`memory` counts the items read; what is said stands at the end of each item."""
+    names = item_names(schema, data)
+    packed = schema.prompt(names, before)
+    tokens, _ = packed.inputs_at(slice_of(len(packed)))
+    ends = packed.targets_at(slice_of(len(packed)))["item"] >= 0
+
+    def finish(outputs: Any) -> Any:
+        return type(outputs)(*(each[ends] for each in outputs))
+
+    return Piece(_one_row(tokens, None), before + len(names), finish)
+
+
+def item_names(schema: InteractionSchema | ItemTextSchema, data: Any) -> list[str]:
+    """The items of a list or a frame of one user; one that the model does not know is an error."""
+    return _names(schema, data)
 
 
 def _events(schema: EventSchema, data: Any, stamps: Any, memory: Any, *, begun: bool) -> Piece:
@@ -147,7 +178,22 @@ def _clock(schema: EventSchema, stamps: Any, count: int) -> np.ndarray:
     return read.values
 
 
-def _names(schema: EventSchema | InteractionSchema, data: Any) -> list[str]:
+def _labelled(schema: LabelledSchema, data: Any) -> Piece:
+    """Steps as they come; what is said becomes probabilities, or numbers in their own unit."""
+    packed, _ = schema.encode([data])
+    tokens, reals = packed.inputs_at(slice_of(len(packed)))
+
+    def finish(outputs: Tensor) -> Tensor:
+        if schema.answer == "number":
+            return outputs[:, 0].double() * schema.spread + schema.middle
+        if schema.answer == "text":
+            return outputs.double().log_softmax(-1)
+        return outputs.double().softmax(-1)
+
+    return Piece(_one_row(tokens, reals), None, finish)
+
+
+def _names(schema: EventSchema | InteractionSchema | ItemTextSchema, data: Any) -> list[str]:
     """Activities or items; what was never seen is an error that names it."""
     events = isinstance(schema, EventSchema)
     what = "activity" if events else "item"
@@ -172,7 +218,9 @@ def _word(step: Any) -> str:
     return str(int(step)) if whole else str(step).strip()
 
 
-def _column_of_one(schema: EventSchema | InteractionSchema, frame: "pd.DataFrame") -> Sequence[Any]:
+def _column_of_one(
+    schema: EventSchema | InteractionSchema | ItemTextSchema, frame: "pd.DataFrame"
+) -> Sequence[Any]:
     events = isinstance(schema, EventSchema)
     own, who = (schema.activity, schema.case) if events else (schema.item, schema.user)
     several = who in frame.columns and frame[who].nunique() > 1
@@ -181,7 +229,9 @@ def _column_of_one(schema: EventSchema | InteractionSchema, frame: "pd.DataFrame
     return list(Table(frame, HANDED).column(own, "activity" if events else "item"))
 
 
-def _series(schema: SeriesSchema, frame: "pd.DataFrame", memory: SeriesMemory | None) -> Piece:
+def _series(
+    schema: SeriesSchema, frame: "pd.DataFrame", memory: SeriesMemory | None, measured: str
+) -> Piece:
     name = _series_name(schema, frame)
     if memory is not None:
         if len(frame) and memory.name and name != memory.name:
@@ -204,7 +254,7 @@ def _series(schema: SeriesSchema, frame: "pd.DataFrame", memory: SeriesMemory | 
     rows = table.frame[clock >= far].reset_index(drop=True)
     if schema.time is None:
         last -= int((clock < far).sum())
-    base, scale = packed.base_at(at), packed.scale_at(at)
+    base, scale = packed.origin_at(at, measured)
 
     def finish(outputs: Tensor) -> Tensor:
         return schema.decode(outputs.double(), base, scale)

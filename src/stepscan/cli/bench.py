@@ -10,6 +10,8 @@ from typing import Any, Literal
 from stepscan.apps.bench import MIXERS, QUICK, QUICK_TASKS, Protocol, Sweep, bench, redraw
 from stepscan.apps.bench.hybrid import RATIOS
 from stepscan.apps.progress import Voice
+from stepscan.apps.report import bench as report
+from stepscan.apps.report import heat_map_png
 from stepscan.cli.arguments import names, parse
 from stepscan.mixers import MIXERS as EVERY_MIXER
 from stepscan.tasks import TASKS
@@ -72,6 +74,8 @@ class Args:
     """Take finished trainings from this earlier run folder where they are the same: to widen it."""
     redraw: Path | None = None
     """Only write the report of this run folder again."""
+    png: Path | None = None
+    """Also draw the heat map into this PNG; wants the extra plot."""
     json: bool = False
     """Print the results as JSON and nothing else."""
     quiet: bool = False
@@ -81,6 +85,8 @@ class Args:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = parse(Args, argv, command="bench")
+    if args.png is not None:
+        heat_map_png.check(args.png)
     if args.redraw is not None:
         results = redraw(args.redraw)
     else:
@@ -96,6 +102,8 @@ def main(argv: Sequence[str]) -> int:
             workers=args.workers,
             voice=Voice(quiet=args.quiet or args.json),
         )
+    if args.png is not None:
+        report.write_png(results, args.png)
     if args.json:
         print(json.dumps(results, indent=2))
     return 0

@@ -23,6 +23,16 @@ class Args:
     """A run folder or a model folder."""
     data: tyro.conf.Positional[str | None] = None
     """A file with the columns of the training data; left out, the training data itself."""
+    horizon: int | None = None
+    """Fewer steps than the model learned."""
+    quantiles: tuple[float, ...] = ()
+    """Those wanted, such as 0.1 0.5 0.9; left out, all that the model learned."""
+    levels: tuple[float, ...] = ()
+    """Percent that central bands are to hold: columns unique_id, ds, median, lo-80, hi-80 ..."""
+    samples: int | None = None
+    """Draw so many futures instead."""
+    seed: int = 0
+    """Of the samples."""
     out: Path | None = None
     """Write a csv file instead of printing."""
     json: bool = False
@@ -33,7 +43,16 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = parse(Args, argv, command="forecast")
     model = Model.load(args.model)
-    frame = model.forecast(_data(args.data, model))
+    frame = model.forecast(
+        of_data(args.data, model),
+        horizon=args.horizon,
+        quantiles=args.quantiles or None,
+        levels=args.levels or None,
+        samples=args.samples,
+        seed=args.seed,
+    )
+    if "ds" in frame:
+        frame["ds"] = frame["ds"].astype(str)
     if args.out is not None:
         part = args.out.with_name(f".{args.out.name}.part")
         frame.to_csv(part, index=False)
@@ -48,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _data(data: str | None, model: Model) -> str | Dataset | None:
+def of_data(data: str | None, model: Model) -> str | Dataset | None:
     """A file, or the name of a data set; what the model was trained on is read as it was then."""
     if data is None or data not in NAMED or Path(data).exists():
         return data

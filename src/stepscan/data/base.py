@@ -57,6 +57,11 @@ class Packed:
         """The real inputs of every step."""
         return self._reals
 
+    @property
+    def targets_as_stored(self) -> Mapping[str, Shaped[Tensor, "N ..."]]:
+        """All targets by name, in the types they are kept in."""
+        return self._targets
+
     @cached_property
     def begins(self) -> Int[Tensor, " S"]:
         """The first position of each of the S sequences."""
@@ -174,9 +179,9 @@ class DataOptions:
     """How to read a data set; everything left out is inferred, and said."""
 
     kind: str | None = None
-    """text, series, events or interactions."""
+    """text, series, events, interactions, responses or labelled."""
     id: str | None = None
-    """Series: the column that tells series apart."""
+    """Series, labelled: the column that tells them apart."""
     time: str | None = None
     """The column with the time."""
     target: str | None = None
@@ -188,15 +193,25 @@ class DataOptions:
     attributes: tuple[str, ...] = ()
     """Events: further categorical columns, known when the event happens."""
     user: str | None = None
-    """Interactions: the column with the user."""
+    """Interactions, responses: the column with the user."""
     item: str | None = None
     """Interactions: the column with the item."""
+    question: str | None = None
+    """Responses: the column with the question."""
+    correct: str | None = None
+    """Responses: the column that says whether it was answered right."""
+    skill: str | None = None
+    """Responses: the column with what the question is about."""
+    items: str | None = None
+    """Interactions: a table that describes the items, which are then read as text."""
     text: str | None = None
     """Text as jsonl: the field with the text."""
     covariates: tuple[str, ...] | None = None
-    """Series: further numeric columns to read; left out, all of them."""
+    """Series: further numeric columns to read; labelled: the channels; left out, all of them."""
     future: tuple[str, ...] = ()
     """Series: covariates that are known ahead over the horizon, such as holidays."""
+    static: tuple[str, ...] | None = None
+    """Series: columns with one value a series, numbers or words; left out, those that are so."""
     horizon: int | None = None
     """Series: the number of steps to forecast."""
     season: int | None = None
@@ -207,10 +222,31 @@ class DataOptions:
     """Text: byte or bpe (learned from the training part)."""
     vocabulary: int = 2048
     """Text with bpe: the number of tokens to learn."""
+    label: str | None = None
+    """Labelled: the column with the label of a sequence, the same in all its rows."""
+    answer: str | None = None
+    """Labelled: what the label is: class, number, or text that the sequence spells."""
+    asked: str = "last"
+    """Labelled: train the answer after the last step (last), or after every one (every)."""
+    class_weights: str = "none"
+    """Labelled: none, or balanced, so that rare classes count as much as frequent ones."""
+    smoothing: float = 0.0
+    """Labelled: the share of a class that training spreads evenly over all of them."""
+    augment: str = ""
+    """Labelled: how training disturbs the channels: jitter, scale, magnitude, warp and drop, as in
+    jitter=0.1,warp=0.2."""
+    group: str | None = None
+    """Labelled: sequences that share this are held out together, such as those of one person."""
     split: str = "time"
     """Events: hold out the cases that begin last (time), or the last by name (name)."""
+    ends: str = "auto"
+    """Events: whether cases are complete, so that their end is learned: yes, no or auto."""
     minimum: int = 5
     """Interactions: items seen less often are left out."""
+    large: float = 256.0
+    """Events: files of more megabytes than this are read in pieces and packed on disk."""
+    scratch: str | None = None
+    """Events: the folder for what is packed on disk; left out, that for temporary files."""
     valid: float | None = None
     """The part held out for choosing: a fraction below 1, or for series a number of steps."""
     test: float | None = None

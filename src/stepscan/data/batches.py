@@ -50,18 +50,32 @@ def places(packed: Packed, *, rows: int, length: int) -> Iterator[Int[Tensor, "B
     Sequences are dealt to rows longest first, each to the row with the least to do.
     """
     _check(packed, rows, length)
-    begins, lengths = packed.begins.tolist(), packed.lengths.tolist()
-    lanes = [(0, lane) for lane in range(min(rows, len(begins)))]
-    dealt: list[list[Tensor]] = [[] for _ in lanes]
-    for sequence in np.argsort(-packed.lengths.numpy(), kind="stable").tolist():
-        load, lane = heapq.heappop(lanes)
-        dealt[lane].append(torch.arange(lengths[sequence]) + begins[sequence])
-        heapq.heappush(lanes, (load + lengths[sequence], lane))
-    at = torch.full((len(dealt), max(load for load, _ in lanes)), -1)
-    for row, sequences in zip(at, dealt, strict=True):
-        steps = torch.cat(sequences)
-        row[: len(steps)] = steps
-    yield from at.split(length, 1)
+    lengths = packed.lengths
+    lanes = _deal(lengths.tolist(), rows)
+    ends = [lengths[lane].cumsum(0) for lane in lanes]  # in the row; `shift` leads to the part
+    shifts = [
+        packed.begins[lane] + lengths[lane] - end for lane, end in zip(lanes, ends, strict=True)
+    ]
+    last = max(int(end[-1]) for end in ends)
+    for start in range(0, last, length):
+        step = torch.arange(start, min(start + length, last))
+        at = torch.full((len(lanes), len(step)), -1)
+        for row, end, shift in zip(at, ends, shifts, strict=True):
+            known = step[step < end[-1]]
+            row[: len(known)] = known + shift[torch.searchsorted(end, known, right=True)]
+        yield at
+
+
+def _deal(lengths: list[int], rows: int) -> list[Int[Tensor, " S"]]:
+    """The sequences of each row, in the order they are read."""
+    count = min(rows, len(lengths))
+    loads = [(0, lane) for lane in range(count)]
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    for sequence in np.argsort(-np.array(lengths), kind="stable").tolist():
+        load, lane = heapq.heappop(loads)
+        dealt[lane].append(sequence)
+        heapq.heappush(loads, (load + lengths[sequence], lane))
+    return [torch.tensor(lane) for lane in dealt]
 
 
 def gather(packed: Packed, at: Int[Tensor, "B T"]) -> Batch:

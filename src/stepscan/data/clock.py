@@ -9,6 +9,7 @@ HOUR = 3_600 * 1_000_000_000  # nanoseconds
 DAY = 24 * HOUR
 WEEK = 7 * DAY
 YEAR = 365.2425 * DAY
+SPANS = ((172_800, "days", 86_400.0), (3_600, "hours", 3_600.0), (60, "minutes", 60.0))
 MONDAY = 3 * DAY  # 1970 began on a Thursday: the week is 3 days old
 
 
@@ -18,4 +19,12 @@ def on_circles(
     """(sin, cos) of the phase of each time, in nanoseconds since 1970, within each period."""
     turns = [((stamps + MONDAY * (period == WEEK)) % period) / period for period in periods]
     angles = 2 * np.pi * np.array(turns, np.float64).reshape(len(periods), len(stamps)).T
-    return np.stack([np.sin(angles), np.cos(angles)], 2).reshape(len(stamps), -1)
+    return np.stack([np.sin(angles), np.cos(angles)], 2).reshape(len(stamps), 2 * len(periods))
+
+
+def span(seconds: float) -> tuple[str, float]:
+    """The word that people would use for a stretch of time of this size, and its seconds."""
+    for least, word, size in SPANS:
+        if seconds >= least:
+            return word, size
+    return "seconds", 1.0

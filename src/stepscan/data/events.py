@@ -1,8 +1,13 @@
-"""Events of cases: what happens next in a case, and when.
+"""Events of cases: what happens next in a case, when, and how much of it is still to come.
 
     inputs    the activity, further categorical attributes, and six numbers: log(1 + gap before),
               hour and weekday (sin, cos), and whether the case begins here
-    asked     the next activity of the same case ("token") and the time to it ("gap"), in units
+    asked     the next activity of the same case ("token"), the time to it ("gap") and, where cases
+              end, the time to the last event of the case ("remaining"); times in units
+
+Where the cases of a log are complete, what follows the last event is a symbol of its own, the end
+of the case. It is asked for, never read. A case that may still go on when the log ends is not asked
+for its end, nor for the time to it.
 
 Whole cases are held out. Id 0 stands for what the training part has not shown; a held-out event
 that is new in this sense is asked for as 0, and so counts against the model. The unit is the median
@@ -12,20 +17,24 @@ logarithm is finite.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from stepscan.data.base import DataError, DataOptions, Dataset, Packed, Schema
-from stepscan.data.clock import DAY, WEEK, on_circles
+from stepscan.data.cases import Rows, read_rows, split_cases, unfinished
+from stepscan.data.clock import DAY, WEEK, on_circles, span
 from stepscan.data.tables import Table, codes, labels, ticks, times
 from stepscan.names import lookup
 
 CHANNELS = 6
-FEWEST_CASES = 10
-HELD_OUT = (0.1, 0.2)  # valid, test
+PERIODS = (DAY, WEEK)
+END = "(end of case)"
+NEW = "(new)"
+LONGEST = 128  # events of a suffix at the most
+AHEAD = 10  # events of a suffix where cases do not end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +58,59 @@ class EventSchema(Schema):
     """Gaps are measured in this many seconds (or plain units of time)."""
     smallest: float
     """Shorter gaps, in units, count as this long."""
+    ends: bool
+    """Cases end: the symbol after the last activity says so."""
+    longest: int
+    """Events of the longest case in training, at most LONGEST."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The activity, then the attributes."""
-        return (len(self.activities) + 1, *(len(v) + 1 for v in self.values))
+        """The activity (and the end of a case), then the attributes."""
+        return (len(self.activities) + 1 + self.ends, *(len(v) + 1 for v in self.values))
 
     @property
     def reals(self) -> int:
         """Gap, hour, weekday, first."""
         return CHANNELS
 
+    @property
+    def end(self) -> int:
+        """The symbol for the end of a case; -1 where cases do not end."""
+        return len(self.activities) + 1 if self.ends else -1
+
+    @property
+    def suffix(self) -> int:
+        """Events that a predicted suffix has at the most: as many as the longest case; where cases
+        do not end, AHEAD.
+        """
+        return self.longest if self.ends else AHEAD
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of every symbol, from 0."""
+        return (NEW, *self.activities, *([END] if self.ends else []))
+
     def encode(self, table: Table) -> tuple[Packed, list[str]]:
         """Every case of a table, whole; and the names of the cases in this order."""
-        rows, _ = _read(table, self.case, self.activity, self.time, self.attributes)
-        names = rows.names[np.unique(rows.case, return_index=True)[1]]
-        return _pack(self, rows), names.tolist()
+        rows, _ = read_rows(table, self.case, self.activity, self.time, self.attributes)
+        return pack(self, rows), rows.names[rows.starts].tolist()
+
+    def never_seen(self, table: Table) -> list[str]:
+        """What `encode` reads as new, one sentence for each column that holds any."""
+        found = []
+        columns = {self.activity: "activity"} | dict.fromkeys(self.attributes, "attribute")
+        vocabularies = (self.activities, *self.values)
+        for (column, role), known in zip(columns.items(), vocabularies, strict=True):
+            cells = labels(table, column, role).dropna()
+            new = cells[~cells.isin(known)]
+            if len(new):
+                words = ", ".join(map(repr, sorted(new.unique())[:3]))
+                more = ", ..." if new.nunique() > 3 else ""
+                found.append(
+                    f'{table.name}: column "{column}": {len(new):,} rows hold what training never '
+                    f"showed ({words}{more}); they are read as {NEW}"
+                )
+        return found
 
     def prompt(
         self,
@@ -87,22 +133,24 @@ class EventSchema(Schema):
         beside = (labels(table, name, "attribute").fillna("") for name in self.attributes)
         ids = [labels(table, self.activity, "activity"), *beside]
         first = np.zeros(len(activities), np.int64)
-        rows = _Rows(first, first, steps.round().astype(np.int64), ids)
-        return _pack(self, rows, timed=False)
+        rows = Rows(first, first, steps.round().astype(np.int64), ids)
+        return pack(self, rows, timed=False)
 
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows in order of case, then time."""
-
-    case: Int[np.ndarray, " N"]
-    names: np.ndarray
-    stamps: Int[np.ndarray, " N"]
-    ids: list[Any]  # pandas series: the activity, then the attributes
-
-    def take(self, chosen: np.ndarray) -> "_Rows":
-        ids = [column[chosen] for column in self.ids]
-        return _Rows(self.case[chosen], self.names[chosen], self.stamps[chosen], ids)
+    def after(
+        self, reals: Float[torch.Tensor, "B 6"], gap: Float[torch.Tensor, " B"]
+    ) -> Float[torch.Tensor, "B 6"]:
+        """The six numbers of an event that comes `gap` units after one with these: the hands of
+        both clocks turn on; a clock that was not told (zeros) stays so.
+        """
+        turned = torch.zeros_like(reals)
+        turned[:, 0] = torch.log1p(gap.clamp(min=0))
+        nanoseconds = gap.double() * self.unit * ticks(calendar=True)
+        for i, period in enumerate(PERIODS):
+            angle = 2 * torch.pi * (nanoseconds % period) / period
+            sin, cos = reals[:, 1 + 2 * i].double(), reals[:, 2 + 2 * i].double()
+            turned[:, 1 + 2 * i] = sin * angle.cos() + cos * angle.sin()
+            turned[:, 2 + 2 * i] = cos * angle.cos() - sin * angle.sin()
+        return turned
 
 
 def event_dataset(
@@ -110,10 +158,10 @@ def event_dataset(
 ) -> Dataset:
     """Split by case, measure on the training part, encode."""
     case, activity, time = roles["case"], roles["activity"], roles["time"]
-    rows, findings = _read(table, case, activity, time, options.attributes)
+    rows, findings = read_rows(table, case, activity, time, options.attributes)
     clock = times(table, time)
-    part = _split(rows, options, name)
-    seen = rows.take(part == 0)
+    part = split_cases(rows, options, name)
+    trained = rows.take(part == 0)
     vocabularies = [
         tuple(
             c.value_counts(sort=False)
@@ -121,46 +169,105 @@ def event_dataset(
             .sort_values(ascending=False, kind="stable")
             .index
         )
-        for c in seen.ids
+        for c in trained.ids
     ]
-    if len(vocabularies[0]) < 2:
-        raise DataError(
-            f'{name}: column "{activity}": want at least two different activities, '
-            f"got {len(vocabularies[0])}"
-        )
-    unit, smallest = _measure(seen, clock.calendar)
-    schema = EventSchema(
-        case=case,
-        activity=activity,
-        time=time,
-        attributes=tuple(options.attributes),
-        activities=vocabularies[0],
-        values=tuple(vocabularies[1:]),
-        calendar=clock.calendar,
-        unit=unit,
-        smallest=smallest,
+    complete, how_ends = ends_known(rows, options)
+    seen = Seen(
+        vocabularies=vocabularies,
+        unit=_measure(trained, clock.calendar),
+        longest=int(np.bincount(trained.case).max()),
+    )
+    schema = schema_of(
+        roles, options, seen, calendar=clock.calendar, ends=bool(complete.any()), name=name
     )
     parts = {
-        key: _pack(schema, rows.take(part == i)) for i, key in enumerate(("train", "valid", "test"))
+        key: pack(schema, rows.take(part == i), complete=complete[part == i])
+        for i, key in enumerate(("train", "valid", "test"))
     }
-    new = int((~rows.ids[0][part > 0].isin(vocabularies[0])).sum())
+    check_asked(parts, case, name)
+    new = int((~rows.ids[0][part > 0].isin(schema.activities)).sum())
     if new:
         findings.append(f"{new:,} held-out events are of an activity the training part never shows")
     cases = [len(np.unique(rows.case[part == i])) for i in range(3)]
-    how = {"time": "the cases that begin last", "name": "the last cases by name"}[options.split]
-    said = (
-        f"{name}   events  {len(rows.case):,} in {sum(cases):,} cases   "
-        f'case "{case}"   activity "{activity}" ({len(vocabularies[0]):,})   time "{time}"'
-        + "".join(f'   attribute "{a}"' for a in options.attributes),
-        f"task        the next activity of a case, and the time to it (unit: {_span(schema)})",
-        f"held out    {how}: train {cases[0]:,}  valid {cases[1]:,}  test {cases[2]:,} cases",
-    )
     return Dataset(
         name=name,
         schema=schema,
         parts=parts,
-        said=said,
+        said=describe(schema, name, len(rows.case), cases, options, how_ends),
         findings=(*findings, *clock.findings),
+    )
+
+
+def check_asked(parts: Mapping[str, Packed], case: str, name: str) -> None:
+    """Raise `DataError` if a part has no event that follows another."""
+    for key, packed in parts.items():
+        if not bool((packed.targets_as_stored["token"] >= 0).any()):
+            raise DataError(
+                f"{name}: no case of the {key} part has a second event, so nothing comes next; is "
+                f'"{case}" the column that tells cases apart? Name it with --case'
+            )
+
+
+class Seen(NamedTuple):
+    """What the training part shows."""
+
+    vocabularies: Sequence[tuple[str, ...]]
+    """Of the activity and of each attribute, the most frequent first."""
+    unit: tuple[float, float]
+    """The unit of time, and the smallest gap in it."""
+    longest: int
+    """Events of the longest case."""
+
+
+def schema_of(
+    roles: Mapping[str, str],
+    options: DataOptions,
+    seen: Seen,
+    *,
+    calendar: bool,
+    ends: bool,
+    name: str,
+) -> EventSchema:
+    """The schema that the training part leads to; `name` is that of the data, for errors."""
+    activities, *values = seen.vocabularies
+    if len(activities) < 2:
+        raise DataError(
+            f'{name}: column "{roles["activity"]}": want at least two different activities, '
+            f"got {len(activities)}"
+        )
+    return EventSchema(
+        case=roles["case"],
+        activity=roles["activity"],
+        time=roles["time"],
+        attributes=tuple(options.attributes),
+        activities=activities,
+        values=tuple(values),
+        calendar=calendar,
+        unit=seen.unit[0],
+        smallest=seen.unit[1],
+        ends=ends,
+        longest=min(LONGEST, seen.longest),
+    )
+
+
+def describe(
+    schema: EventSchema,
+    name: str,
+    events: int,
+    cases: Sequence[int],
+    options: DataOptions,
+    how_ends: str,
+) -> tuple[str, ...]:
+    """What is said of a log: `cases` counts those for training, for choosing and for the test."""
+    how = {"time": "the cases that begin last", "name": "the last cases by name"}[options.split]
+    train, valid, test = cases
+    return (
+        f"{name}   events  {events:,} in {sum(cases):,} cases   "
+        f'case "{schema.case}"   activity "{schema.activity}" ({len(schema.activities):,})   '
+        f'time "{schema.time}"' + "".join(f'   attribute "{a}"' for a in schema.attributes),
+        f"task        the next activity of a case, and the time to it (unit: {_span(schema)})",
+        f"ends        {how_ends}",
+        f"held out    {how}: train {train:,}  valid {valid:,}  test {test:,} cases",
     )
 
 
@@ -171,7 +278,7 @@ def time_channels(
     channels = np.zeros((len(stamps), CHANNELS), np.float32)
     channels[:, 0] = np.log1p(_gaps(stamps, schema) * ~starts)
     if timed and schema.calendar:
-        channels[:, 1:5] = on_circles(stamps, (DAY, WEEK))
+        channels[:, 1:5] = on_circles(stamps, PERIODS)
     channels[:, 5] = starts
     return channels
 
@@ -182,86 +289,75 @@ def _gaps(stamps: Int[np.ndarray, " N"], schema: EventSchema) -> Float[np.ndarra
     return np.maximum(np.diff(stamps, prepend=stamps[:1]) / scale, 0)
 
 
-def _pack(schema: EventSchema, rows: _Rows, *, timed: bool = True) -> Packed:
-    starts = np.diff(rows.case, prepend=-1) != 0
+def pack(
+    schema: EventSchema,
+    rows: Rows,
+    *,
+    timed: bool = True,
+    complete: Bool[np.ndarray, " N"] | None = None,
+) -> Packed:
+    """`complete` says of each row whether the end of its case is known; None: of no row."""
+    starts, count = rows.starts, len(rows.case)
     vocabularies = (schema.activities, *schema.values)
     ids = [codes(c, v) for c, v in zip(rows.ids, vocabularies, strict=True)]
     tokens = torch.from_numpy(np.stack(ids, 1).astype(np.int32))
-    last = np.append(starts[1:], True)[: len(starts)]
-    after = np.maximum(np.append(_gaps(rows.stamps, schema)[1:], 0), schema.smallest)[: len(last)]
+    last = np.append(starts[1:], True)[:count]
+    after = np.maximum(np.append(_gaps(rows.stamps, schema)[1:], 0), schema.smallest)[:count]
+    targets = {
+        "token": tokens[:, 0].roll(-1).masked_fill(torch.from_numpy(last), -1),
+        "gap": torch.from_numpy(np.where(last, np.nan, after).astype(np.float32)),
+    }
+    if schema.ends:
+        known = np.zeros(count, bool) if complete is None else complete
+        targets["token"][torch.from_numpy(last & known)] = schema.end
+        until = (rows.stamps[rows.lasts] - rows.stamps) / (schema.unit * ticks(schema.calendar))
+        until = np.where(known, np.maximum(until, schema.smallest), np.nan)
+        targets["remaining"] = torch.from_numpy(until.astype(np.float32))
     return Packed(
         torch.from_numpy(starts),
         tokens=tokens,
         reals=torch.from_numpy(time_channels(rows.stamps, starts, schema, timed=timed)),
-        targets={
-            "token": tokens[:, 0].roll(-1).masked_fill(torch.from_numpy(last), -1),
-            "gap": torch.from_numpy(np.where(last, np.nan, after).astype(np.float32)),
-        },
+        targets=targets,
     )
 
 
-def _read(
-    table: Table, case: str, activity: str, time: str, attributes: Sequence[str]
-) -> tuple[_Rows, list[str]]:
-    """Rows sorted by case and time; ties in time keep the order of the file."""
-    findings = []
-    cases, activities = labels(table, case, "case"), labels(table, activity, "activity")
-    absent = (cases.isna() | activities.isna()).to_numpy()
-    if absent.any():
-        findings.append(f'{absent.sum():,} rows without "{case}" or "{activity}" left out')
-    stamps = times(table, time).values
-    kept = np.flatnonzero(~absent)
-    case_codes, _ = cases.iloc[kept].factorize(sort=True)
-    order = np.lexsort((stamps[kept], case_codes))  # stable
-    kept, case_codes = kept[order], case_codes[order]
-    columns = [activities, *(labels(table, a, "attribute").fillna("") for a in attributes)]
-    ids = [column.iloc[kept].reset_index(drop=True) for column in columns]
-    rows = _Rows(case_codes, cases.iloc[kept].to_numpy(object), stamps[kept], ids)
-    ties = (np.diff(rows.case) == 0) & (np.diff(rows.stamps) == 0)
-    if ties.any():
-        findings.append(
-            f"{ties.sum():,} events have the time of the one before; "
-            "they keep the order of the file"
+def ends_known(
+    rows: Rows, options: DataOptions, open_: Bool[np.ndarray, " N"] | None = None
+) -> tuple[Bool[np.ndarray, " N"], str]:
+    """Of each row, whether the end of its case is known; and how that was found out.
+
+    `open_` is `unfinished(rows)`, where it is known already.
+    """
+    lookup(dict.fromkeys(("auto", "yes", "no")), options.ends, kind="answer to ends")
+    if options.ends == "yes":
+        return np.ones(len(rows.case), bool), "every case is complete (as told)"
+    if options.ends == "no":
+        return np.zeros(len(rows.case), bool), "not asked for (as told)"
+    open_ = unfinished(rows) if open_ is None else open_
+    cases, still = int(rows.starts.sum()), int(open_[rows.starts].sum())
+    if 2 * still > cases:
+        return np.zeros(len(rows.case), bool), (
+            f"not asked for: {still:,} of {cases:,} cases may go on when the log ends "
+            "(if they are complete: --ends yes)"
         )
-    return rows, findings
+    spared = f"; {still:,} that may go on when the log ends are not asked for it" if still else ""
+    return ~open_, f"cases are complete{spared} (if they are not: --ends no)"
 
 
-def _split(rows: _Rows, options: DataOptions, name: str) -> Int[np.ndarray, " N"]:
-    """0, 1 or 2 for each row: train, valid, test; whole cases."""
-    lookup({"time": 0, "name": 1}, options.split, kind="split")
-    valid = HELD_OUT[0] if options.valid is None else options.valid
-    test = HELD_OUT[1] if options.test is None else options.test
-    if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
-        raise DataError(f"{name}: want fractions valid + test below 1, got {valid} + {test}")
-    firsts = np.flatnonzero(np.diff(rows.case, prepend=-1))
-    if len(firsts) < FEWEST_CASES:
-        raise DataError(
-            f"{name}: want at least {FEWEST_CASES} cases to hold some out, got {len(firsts)}; "
-            "is the case column the right one? Name it with --case"
-        )
-    by = rows.stamps[firsts] if options.split == "time" else np.arange(len(firsts))
-    rank = np.empty(len(firsts), np.int64)
-    rank[np.argsort(by, kind="stable")] = np.arange(len(firsts))
-    n_test = max(1, round(len(firsts) * test))
-    n_valid = max(1, round(len(firsts) * valid))
-    part = np.where(rank >= len(firsts) - n_test, 2, rank >= len(firsts) - n_test - n_valid)
-    return part[np.cumsum(np.diff(rows.case, prepend=-1) != 0) - 1].astype(np.int64)
+def measured(median: float, least: float, *, calendar: bool) -> tuple[float, float]:
+    """The unit of time, and the smallest gap in it; from the positive gaps, zeros without any."""
+    return (median / ticks(calendar), least / median / 2) if median else (1.0, 1.0)
 
 
-def _measure(rows: _Rows, calendar: bool) -> tuple[float, float]:
-    """The unit of time, and the smallest gap in it."""
+def _measure(rows: Rows, calendar: bool) -> tuple[float, float]:
     gaps = np.diff(rows.stamps)[np.diff(rows.case) == 0]
     gaps = gaps[gaps > 0]
-    if not len(gaps):
-        return 1.0, 1.0
-    unit = float(np.median(gaps))
-    return unit / ticks(calendar), float(gaps.min()) / unit / 2
+    median, least = (float(np.median(gaps)), float(gaps.min())) if len(gaps) else (0.0, 0.0)
+    return measured(median, least, calendar=calendar)
 
 
 def _span(schema: EventSchema) -> str:
     if not schema.calendar:
         return f"{schema.unit:g}"
-    for seconds, word in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if schema.unit >= seconds:
-            return f"{schema.unit / seconds:.3g} {word}"
-    return f"{schema.unit:.3g} seconds"
+    word, seconds = span(schema.unit)
+    return f"{schema.unit / seconds:.3g} {word}"

@@ -1,6 +1,6 @@
 """Rows of a table laid on the grid of time, and what is measured of each series."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,8 @@ class Columns(NamedTuple):
     covariates: tuple[str, ...]
     future: tuple[str, ...]
     """The covariates known ahead."""
+    static: tuple[str, ...] = ()
+    """One value a series: numbers, or words that become categories."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Rows:
     covariates: Float[np.ndarray, "N C"]
     calendar: bool
     findings: tuple[str, ...]
+    static: Mapping[str, Sequence[str]]
+    """By column, the value of each series as text; "" where missing."""
 
 
 class Stats(NamedTuple):
@@ -64,6 +68,8 @@ class Grid:
         present, series = np.unique(read.series[kept], return_inverse=True)
         index, y = index[kept], read.y[kept]
         self.names = [read.names[i] for i in present]
+        self.static = {name: [values[i] for i in present] for name, values in read.static.items()}
+        """By column, the value of each series as text."""
         self.first = first[present]
         """The number of the first step on the common grid."""
         over = np.zeros(len(present), np.int64)
@@ -108,6 +114,9 @@ def read_rows(table: Table, columns: Columns) -> Rows:
         series, found = column.factorize(sort=True)
         ids = list(map(str, found))
     order = np.lexsort((stamps, series))
+    late = int(((np.diff(stamps) < 0) & (np.diff(series) == 0)).sum())
+    if late:
+        findings = (*findings, f"rows out of order of time in {late:,} places: sorted")
     same = (np.diff(series[order]) == 0) & (np.diff(stamps[order]) == 0)
     if same.any():
         row = int(order[1:][same].min())
@@ -120,6 +129,7 @@ def read_rows(table: Table, columns: Columns) -> Rows:
     y = [numbers(table, column, "target") for column in columns.target]
     covariates = [numbers(table, column, "covariate") for column in columns.covariates]
     beside = np.stack(covariates, 1) if covariates else np.empty((rows, 0))
+    static = {c: _constants(table, c, series, ids) * len(y) for c in columns.static}
     several = len(columns.target) > 1
     names = [
         "/".join(filter(None, (i, column if several or columns.id is None else "")))
@@ -135,7 +145,32 @@ def read_rows(table: Table, columns: Columns) -> Rows:
         covariates=beside[every],
         calendar=calendar,
         findings=findings,
+        static=static,
     )
+
+
+def _constants(
+    table: Table, column: str, series: Int[np.ndarray, " N"], ids: Sequence[str]
+) -> list[str]:
+    """The one value of each series, as text; rows without one, such as those to come, tell none."""
+    # Rows to come without a value make a whole column of numbers fractional: 3 becomes 3.0.
+    text = labels(table, column, "static").fillna("").str.replace(r"\.0$", "", regex=True)
+    cells = text.to_numpy()
+    told = np.flatnonzero(cells != "")
+    found = [""] * len(ids)
+    first = np.full(len(ids), len(cells))
+    np.minimum.at(first, series[told], told)
+    for i, row in enumerate(first):
+        found[i] = str(cells[row]) if row < len(cells) else ""
+    other = told[cells[told] != cells[first[series[told]]]]
+    if len(other):
+        row = int(other[0])
+        raise DataError(
+            f'{table.cell(row, column)}: "{cells[row]}", and "{found[series[row]]}" before in the '
+            f'same series "{ids[series[row]]}"; a static column has one value a series. If it '
+            "changes, name it in --covariates"
+        )
+    return found
 
 
 def inside(grid: Grid, stop: Int[np.ndarray, " S"]) -> Bool[np.ndarray, " N"]:

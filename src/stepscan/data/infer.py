@@ -6,10 +6,11 @@ import numpy as np
 
 from stepscan.data.base import DataError, DataOptions
 from stepscan.data.grid import Columns
+from stepscan.data.sequences import LabelledColumns, tells_parts
 from stepscan.data.tables import Table, is_number, is_time, labels, numbers
 from stepscan.names import lookup
 
-TABLE_KINDS = ("series", "events", "interactions")
+TABLE_KINDS = ("series", "events", "interactions", "responses", "labelled")
 TELLING = {  # names as `_plain` writes them, the most telling first
     "time": """
         timestamp datetime time ds date timetimestamp starttime starttimestamp eventtime createdat
@@ -20,7 +21,15 @@ TELLING = {  # names as `_plain` writes them, the most telling first
         ticket ticketid
     """,
     "activity": "activity conceptname event eventname eventtype action task status step",
-    "user": "user userid customer customerid visitor visitorid member memberid",
+    "user": """
+        user userid customer customerid visitor visitorid member memberid student studentid learner
+        learnerid
+    """,
+    "question": """
+        question questionid problem problemid exercise exerciseid content contentid item itemid
+    """,
+    "correct": "correct iscorrect answeredcorrectly correctness",
+    "skill": "skill skillid skillname concept conceptid kc tag topic",
     "item": """
         item itemid product productid movie movieid song songid track trackid article articleid sku
         asin book bookid video videoid
@@ -33,7 +42,17 @@ TELLING = {  # names as `_plain` writes them, the most telling first
         y target value values demand load sales consumption amount kwh mwh energy power price
         revenue quantity volume count visits traffic
     """,
+    "label": "label class classlabel classname",
+    "sequence": """
+        sequence sequenceid seq seqid recording recordingid trial trialid sample sampleid instance
+        caseid uniqueid id
+    """,
+    "order": "step t index frame position",
+    "part": "split part subset",
 }
+
+
+FEW = 20  # words of a static column that is found and not named
 
 
 def kind_of(table: Table, options: DataOptions) -> str:
@@ -42,14 +61,17 @@ def kind_of(table: Table, options: DataOptions) -> str:
         lookup(dict.fromkeys(TABLE_KINDS), options.kind, kind="kind of table")
         return options.kind
     for kind, told, roles in (
+        ("labelled", options.label or options.answer, ()),
+        ("responses", options.question or options.correct, ("user", "question", "correct")),
         ("events", options.case or options.activity, ("case", "activity")),
-        ("interactions", options.user or options.item, ("user", "item")),
-        ("series", options.target or options.id, None),
+        ("interactions", options.user or options.item or options.items, ("user", "item")),
+        ("series", options.target or options.id, ()),
     ):
-        if told:
+        named = roles and not _any_told(options) and all(_named(table, role) for role in roles)
+        if told or named:
             return kind
-        if not _any_told(options) and roles and all(_named(table, role) for role in roles):
-            return kind
+    if not _any_told(options) and _has_labels(table):
+        return "labelled"
     if any(is_number(table, column) for column in table.columns):
         return "series"
     raise DataError(
@@ -78,12 +100,96 @@ def interaction_roles(table: Table, options: DataOptions) -> dict[str, str]:
     return {"user": user, "item": item, "time": _time(table, options)}
 
 
+def response_roles(table: Table, options: DataOptions) -> dict[str, str | None]:
+    """Columns for user, question, correctness; for skill and time where there are any."""
+    user = _role(table, "user", options.user, "the column with the user")
+    question = _role(table, "question", options.question, "the column with the question")
+    correct = _role(table, "correct", options.correct, "whether an answer was right")
+    skill = options.skill
+    if skill is None:
+        skill = next((c for c in _named(table, "skill") if c != question), None)
+    else:
+        table.column(skill, "skill")
+    roles = {"user": user, "question": question, "correct": correct, "skill": skill}
+    return {**roles, "time": _optional_time(table, options)}
+
+
+def item_column(table: Table, like: str) -> str:
+    """The column of a catalogue with the ids of items, called as in the interactions or alike."""
+    same = [column for column in table.columns if _plain(column) == _plain(like)]
+    return next(iter(same), None) or _role(table, "item", None, "the column with the item")
+
+
+def labelled_columns(table: Table, options: DataOptions) -> tuple[LabelledColumns, list[str]]:
+    """Columns of labelled sequences, and what was noticed on the way.
+
+    The channels are those named by `covariates`, or every column that has no other part to play:
+    numbers as they are, and text as categories where it does not say the same in a whole sequence.
+    """
+    label = _role(table, "label", options.label, "the column with the label of a sequence")
+    id_ = options.id or next((c for c in _named(table, "sequence") if c != label), None)
+    if id_ is None:
+        raise DataError(
+            f"{table.name}: cannot tell the column that tells sequences apart; name it with --id. "
+            f"Columns: {', '.join(table.columns)}"
+        )
+    table.column(id_, "id")
+    order = [c for c in _named(table, "order") if c != label and is_number(table, c)]
+    time = options.time or _optional_time(table, options) or next(iter(order), None)
+    part = next((c for c in _named(table, "part") if tells_parts(table, c)), None)
+    if options.group is not None:
+        table.column(options.group, "group")
+    taken = {label, id_, time, part, options.group}
+    findings: list[str] = []
+    if options.covariates is not None:
+        for column in options.covariates:
+            table.column(column, "channel")
+        words = [c for c in options.covariates if not is_number(table, c)]
+        channels = [c for c in options.covariates if c not in words]
+    else:
+        rest = [c for c in table.columns if c not in taken]
+        channels = [c for c in rest if is_number(table, c)]
+        words = [c for c in rest if c not in channels and not labels(table, c, "").isna().all()]
+        fixed = [c for c in words if table.frame.groupby(id_)[c].nunique(dropna=False).max() < 2]
+        words = [c for c in words if c not in fixed]
+        findings += [
+            f'column "{c}" is the same in all steps of a sequence: left out; '
+            "to read it, name the channels with --covariates"
+            for c in fixed
+        ]
+    if not channels and not words:
+        raise DataError(
+            f"{table.name}: want channels: columns of numbers or categories beside the id, the "
+            f"time and the label. Columns: {', '.join(table.columns)}"
+        )
+    columns = LabelledColumns(
+        id=id_,
+        time=time,
+        label=label,
+        channels=tuple(channels),
+        words=tuple(words),
+        part=part,
+        group=options.group,
+    )
+    return columns, findings
+
+
+def _has_labels(table: Table) -> bool:
+    """A column of labels, the same in all rows of a sequence, of sequences of several rows."""
+    label, ids = _named(table, "label")[:1], _named(table, "sequence")[:1]
+    if not label or not ids or label == ids:
+        return False
+    found = table.frame.groupby(ids[0])[label[0]].nunique()
+    return len(found) * 2 <= len(table) and bool((found <= 1).all())
+
+
 def series_columns(table: Table, options: DataOptions) -> tuple[Columns, list[str]]:
     """Columns of series, and what was noticed on the way.
 
     The target is the column named, or one with a telling name, or in a table of several series the
-    first numeric column; the others are covariates. A table of one series without any of these is
-    wide: every numeric column is a series of its own.
+    first numeric column; the others are covariates, or static where they never change within a
+    series. A table of one series without any of these is wide: every numeric column is a series of
+    its own.
     """
     time = _optional_time(table, options)
     if options.id is not None:
@@ -96,6 +202,8 @@ def series_columns(table: Table, options: DataOptions) -> tuple[Columns, list[st
     numeric = [
         c for c in table.columns if c not in (time, id_) and (c in named or is_number(table, c))
     ]
+    static = _static(table, options, id_, [time, *named])
+    numeric = [c for c in numeric if c not in static]
     counting = [c for c in numeric if c not in named and _counts_rows(table, c)]
     numeric = [c for c in numeric if c not in counting]
     target = told or _named(table, "target", numeric)[:1] or ([] if id_ is None else numeric[:1])
@@ -117,7 +225,43 @@ def series_columns(table: Table, options: DataOptions) -> tuple[Columns, list[st
             findings.append(f'column "{column}" never changes: left out')
             continue
         covariates.append(column)
-    return Columns(id_, time, tuple(target), tuple(covariates), tuple(options.future)), findings
+    static = [c for c in static if c not in target]
+    columns = Columns(
+        id_, time, tuple(target), tuple(covariates), tuple(options.future), tuple(static)
+    )
+    return columns, findings
+
+
+def _static(
+    table: Table, options: DataOptions, id_: str | None, taken: list[str | None]
+) -> list[str]:
+    """Columns with one value a series: those named, or those that are so and say something.
+
+    Words that tell every series apart, such as its title, say nothing of another one.
+    """
+    for column in options.static or ():
+        table.column(column, "static")
+        if id_ is None:
+            raise DataError(
+                f'{table.name}: "{column}" as a static column wants several series; name the '
+                "column that tells them apart with --id"
+            )
+        if column in taken or column == id_:
+            raise DataError(f'{table.name}: column "{column}" is static and something else too')
+    if options.static is not None or options.covariates is not None or id_ is None:
+        return list(options.static or ())
+    ids = labels(table, id_, "series")
+    found = []
+    telling = set(_named(table, "target"))
+    for column in table.columns:
+        if column in taken or column == id_ or column in telling:
+            continue
+        cells = labels(table, column, "static")
+        different = cells.nunique()
+        most = ids.nunique() if is_number(table, column) else min(FEW, ids.nunique() // 2)
+        if 2 <= different <= most and cells.groupby(ids).nunique().max() == 1:
+            found.append(column)
+    return found
 
 
 def _plain(column: str) -> str:

@@ -4,19 +4,24 @@
     asked     the next item ("token")
 
 Leave-last-out: the last item of each user is the test, the one before it is for choosing, the rest
-trains. Users with fewer than three interactions train only. Id 0 is an item never seen.
+trains. Users with fewer than three interactions train only. With `test=0` the last item is for
+choosing and nothing is the test; with `valid=0` too everything trains, and what is said of the
+model is said of items it was trained on. Id 0 is an item never seen.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from stepscan.data.base import DataError, DataOptions, Dataset, Packed, Schema
 from stepscan.data.tables import Table, codes, labels, times
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,8 @@ class InteractionSchema(Schema):
     time: str
     items: tuple[str, ...]
     """Item i + 1 of the vocabulary; 0 is one never seen."""
+    counts: tuple[int, ...]
+    """How often each item is in the training part."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -44,19 +51,31 @@ class InteractionSchema(Schema):
 
     def encode(self, table: Table) -> tuple[Packed, list[str]]:
         """Every user's history, nothing asked; and the users in this order."""
-        users, items = labels(table, self.user, "user"), labels(table, self.item, "item")
+        (users, _), (items, _) = ids(table, self.user, "user"), ids(table, self.item, "item")
         kept = np.flatnonzero((users.notna() & items.notna()).to_numpy())
         user, names = users.iloc[kept].factorize(sort=True)
         order = np.lexsort((times(table, self.time).values[kept], user))
         starts = torch.from_numpy(np.diff(user[order], prepend=-1) != 0)
-        ids = codes(items.iloc[kept[order]], self.items)
-        return _packed(starts, ids, np.zeros(len(ids), bool)), list(map(str, names))
+        said = codes(items.iloc[kept[order]], self.items)
+        return _packed(starts, said, np.zeros(len(said), bool)), list(map(str, names))
 
     def prompt(self, items: Sequence[str]) -> Packed:
         """The history of one user, nothing asked."""
         vocabulary = {item: i for i, item in enumerate(self.items, 1)}
-        ids = np.array([vocabulary.get(str(item), 0) for item in items], np.int64)
-        return _packed(torch.arange(len(ids)) == 0, ids, np.zeros(len(ids), bool))
+        said = np.array([vocabulary.get(str(item), 0) for item in items], np.int64)
+        return _packed(torch.arange(len(said)) == 0, said, np.zeros(len(said), bool))
+
+
+def ids(table: Table, column: str, role: str) -> tuple["pd.Series", list[str]]:
+    """Names of users or items as text, and what was noticed: a column of whole numbers with gaps
+    in it comes as 31.0, which is still user 31.
+    """
+    found = labels(table, column, role)
+    told = found.dropna()
+    if not len(told) or not told.str.fullmatch(r"-?\d+\.0+").all():
+        return found, []
+    whole = found.str.replace(r"\.0+$", "", regex=True)
+    return whole, [f'{role}s such as "{told.iloc[0]}" are read as "{whole[told.index[0]]}"']
 
 
 def interaction_dataset(
@@ -64,9 +83,10 @@ def interaction_dataset(
 ) -> Dataset:
     """Leave the last two of each user out, encode."""
     user_column, item_column, time = roles["user"], roles["item"], roles["time"]
-    findings = []
-    users = labels(table, user_column, "user")
-    items = labels(table, item_column, "item")
+    held = _held(options)
+    users, findings = ids(table, user_column, "user")
+    items, noticed = ids(table, item_column, "item")
+    findings += noticed
     clock = times(table, time)
     absent = (users.isna() | items.isna()).to_numpy()
     if absent.any():
@@ -102,18 +122,30 @@ def interaction_dataset(
             f"{name}: want two items seen at least {options.minimum} times and a user with three "
             f"interactions, got {len(vocabulary)} items; lower --minimum or check --user and --item"
         )
-    schema = InteractionSchema(user=user_column, item=item_column, time=time, items=vocabulary)
-    ids = codes(items.iloc[kept], vocabulary)
+    rows = codes(items.iloc[kept], vocabulary)
     begins = np.diff(row_user, prepend=-1) != 0
     place = np.arange(len(kept)) - np.maximum.accumulate(np.where(begins, np.arange(len(kept)), 0))
-    parts = _leave_last_out(ids, begins, place, total)
+    alone = int((begins & (total < 3)).sum())
+    if alone:
+        findings.append(f"{alone:,} users with fewer than three interactions train only")
+    uneven = variances(clock.values[kept], begins)
+    parts = _leave_last_out(rows, begins, place, total, held, uneven)
+    tokens = parts["train"].tokens
+    assert tokens is not None
+    learned = np.bincount(tokens[:, 0].numpy(), minlength=len(vocabulary) + 1)
+    schema = InteractionSchema(
+        user=user_column,
+        item=item_column,
+        time=time,
+        items=vocabulary,
+        counts=tuple(learned[1:].tolist()),
+    )
     said = (
         f"{name}   interactions  {len(kept):,}   "
         f'user "{user_column}" ({begins.sum():,})   item "{item_column}" ({len(vocabulary):,})   '
         f'time "{time}"',
         "task        the next item of a user, ranked among all items",
-        f"held out    the last item of {(begins & (total >= 3)).sum():,} users for the test, "
-        "the one before for choosing",
+        f"held out    {_told(held, int((begins & (total >= 3)).sum()))}",
     )
     return Dataset(
         name=name,
@@ -124,27 +156,80 @@ def interaction_dataset(
     )
 
 
+class Held(NamedTuple):
+    """Which of the last items of a user are held out."""
+
+    valid: bool
+    test: bool
+
+
+def _held(options: DataOptions) -> Held:
+    for name in ("valid", "test"):
+        if getattr(options, name) not in (None, 0):
+            raise DataError(
+                f"interactions hold out one item a user: want {name} 0 or left out, got "
+                f"{getattr(options, name):g}"
+            )
+    held = Held(valid=options.valid is None, test=options.test is None)
+    if held.test and not held.valid:
+        raise DataError("interactions: valid=0 wants test=0 too; leave valid out, or give both")
+    return held
+
+
+def _told(held: Held, users: int) -> str:
+    if held.test:
+        return f"the last item of {users:,} users for the test, the one before for choosing"
+    if held.valid:
+        return f"the last item of {users:,} users for choosing, nothing for the test (test=0)"
+    return (
+        f"nothing (valid=0, test=0): the scores are of the last items of {users:,} users, which "
+        "were trained on"
+    )
+
+
 def _leave_last_out(
     ids: Int[np.ndarray, " N"],
     begins: Bool[np.ndarray, " N"],
     place: Int[np.ndarray, " N"],
     total: Int[np.ndarray, " N"],
+    held: Held,
+    uneven: Float[np.ndarray, " N"],
 ) -> dict[str, Packed]:
     """`place` of `total`: where each row stands in its user's history."""
     after = np.append(ids[1:], 0)
-    held = np.where(total >= 3, 2, 0)
+    often = total >= 3
     parts = {}
-    for part, out, last_only in (
-        ("train", held, False),
-        ("valid", held, True),
-        ("test", held - 1, True),
+    for part, out in (
+        ("train", np.where(often, held.valid + held.test, 0)),
+        ("valid", 1 + held.test),
+        ("test", 1),
     ):
         inputs = place < total - out
-        asked = place == total - out - 1 if last_only else place < total - out - 1
-        chosen = np.flatnonzero(inputs & (total >= 3) if last_only else inputs)
+        if part == "train":
+            chosen, asked = np.flatnonzero(inputs), place < total - out - 1
+        else:
+            chosen, asked = np.flatnonzero(inputs & often), place == total - out - 1
         target = np.where(asked, after, -1)[chosen]
-        parts[part] = _packed(torch.from_numpy(begins[chosen]), ids[chosen], asked[chosen], target)
+        parts[part] = _packed(
+            torch.from_numpy(begins[chosen]), ids[chosen], asked[chosen], target, uneven[chosen]
+        )
     return parts
+
+
+def variances(
+    stamps: Int[np.ndarray, " N"], begins: Bool[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"]:
+    """Of the times between the interactions of a user up to each of them, in squares of the mean
+    time between any two; NaN where there are fewer than two intervals.
+    """
+    size = len(stamps)
+    gap = np.where(begins, 0, np.diff(stamps, prepend=stamps[:1])).astype(np.float64)
+    gap /= max(gap.mean(), 1e-9) if size else 1.0
+    first = np.maximum.accumulate(np.where(begins, np.arange(size), 0))
+    count = np.arange(size) - first
+    sums = [np.cumsum(power) for power in (gap, gap**2)]
+    mean, square = ((total - total[first]) / np.maximum(count, 1) for total in sums)
+    return np.where(count >= 2, np.maximum(square - mean**2, 0), np.nan)
 
 
 def _packed(
@@ -152,12 +237,15 @@ def _packed(
     ids: Int[np.ndarray, " N"],
     asked: Bool[np.ndarray, " N"],
     target: Int[np.ndarray, " N"] | None = None,
+    uneven: Float[np.ndarray, " N"] | None = None,
 ) -> Packed:
+    """`uneven` is no question: it says of a user who is asked how the answers may be sorted."""
     wanted = np.full(len(ids), -1) if target is None else np.where(asked, target, -1)
     return Packed(
         starts,
         tokens=torch.from_numpy(ids.astype(np.int32))[:, None],
-        targets={"token": torch.from_numpy(wanted.astype(np.int32))},
+        targets={"token": torch.from_numpy(wanted.astype(np.int32))}
+        | ({} if uneven is None else {"uneven": torch.from_numpy(uneven.astype(np.float32))}),
     )
 
 

@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stepscan.data.archives import (
+    acsf1,
+    basic_motions,
+    digits,
+    japanese_vowels,
+    mnist_5k,
+    mnist_5k_permuted,
+    plaid,
+)
 from stepscan.data.base import DataOptions, Dataset
 from stepscan.data.events import event_dataset
-from stepscan.data.images import image_dataset
+from stepscan.data.files import read_table
 from stepscan.data.infer import event_roles, interaction_roles, series_columns
 from stepscan.data.interactions import interaction_dataset
 from stepscan.data.series import series_dataset
+from stepscan.data.strokes import pen_words, pen_words_new_writers
 from stepscan.data.tables import Table, load_pandas
 from stepscan.data.text import text_dataset
 
@@ -50,7 +60,7 @@ def flights(options: DataOptions) -> Dataset:
     frame = frame[often | frame["tailnum"].isna()]
     told = replace(options, split="name") if options.split == "time" else options
     table = Table(frame[["tailnum", "leg", "time_hour", "carrier"]], "flights", options.missing)
-    told = _default(told, case="tailnum", activity="leg", time="time_hour")
+    told = _default(told, case="tailnum", activity="leg", time="time_hour", ends="no")
     return event_dataset(table, told, event_roles(table, told), name="flights")
 
 
@@ -90,14 +100,15 @@ def movielens(options: DataOptions) -> Dataset:
     return interaction_dataset(table, told, interaction_roles(table, told), name="movielens")
 
 
-def digits(options: DataOptions) -> Dataset:
-    """1,797 handwritten digits of 8 x 8 pixels; from scikit-learn."""
-    _folder("sklearn", package="scikit-learn")
-    from sklearn.datasets import load_digits  # noqa: PLC0415
-
-    found: Any = load_digits()
-    names = [str(name) for name in found.target_names]
-    return image_dataset(found.data, found.target, names, options, name="digits")
+def ml_100k(options: DataOptions) -> Dataset:
+    """100,000 ratings of 1,682 films by 943 people, in order; from the package recbole, of which
+    nothing but this file is used: pip install --no-deps recbole. No item is rare enough to be left
+    out, as the literature has it.
+    """
+    place = _folder("recbole", command="pip install --no-deps recbole")
+    table = read_table(place / "dataset_example/ml-100k/ml-100k.inter", options.missing)
+    told = _default(options, user="user_id", item="item_id", time="timestamp", minimum=1)
+    return interaction_dataset(table, told, interaction_roles(table, told), name="ml_100k")
 
 
 NAMED: MappingProxyType[str, Callable[[DataOptions], Dataset]] = MappingProxyType(
@@ -111,7 +122,16 @@ NAMED: MappingProxyType[str, Callable[[DataOptions], Dataset]] = MappingProxyTyp
             elecdemand,
             employment,
             movielens,
+            ml_100k,
             digits,
+            mnist_5k,
+            mnist_5k_permuted,
+            japanese_vowels,
+            basic_motions,
+            acsf1,
+            plaid,
+            pen_words,
+            pen_words_new_writers,
         )
     }
 )
@@ -135,13 +155,16 @@ def _default(options: DataOptions, **columns: Any) -> DataOptions:
     return replace(options, **left_out)
 
 
-def _folder(module: str, *, package: str | None = None) -> Path:
+def _folder(
+    module: str,
+    *,
+    package: str | None = None,
+    command: str = "pip install 'stepscan[examples]'",
+) -> Path:
     """Where a package with data lies, without importing it."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
-        raise ImportError(
-            f"this data set is in the package {package or module}: pip install 'stepscan[examples]'"
-        )
+        raise ImportError(f"this data set is in the package {package or module}: {command}")
     return Path(spec.origin).parent
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stepscan.data.base import Packed
+from stepscan.data.irregular import gap_inputs, stamps_ahead
 
 LARGEST = 10.0  # of changes and covariates, in standard deviations: one wild reading stays one
 
@@ -50,12 +51,18 @@ class Panel:
     """Further seasons: what the seasonal naive forecast would say with them is an input too."""
     last_seen: Int[Tensor, " N"]
     """The last step at or before this one with a value: every series begins with one."""
+    static: Float[Tensor, "S K"] | None = None
+    """What is constant within a series: scaled numbers, and categories as 0 and 1."""
+    gap: float = 0.0
+    """The usual time between steps that lie on no grid: see `irregular`; 0 on a grid."""
 
     @property
     def width(self) -> int:
         """The number of real channels of a step."""
         forecasts = 1 + len(self.lags) + self.ahead.shape[1]
-        return 3 + forecasts * self.horizon + self.channels.shape[1]
+        static = 0 if self.static is None else self.static.shape[1]
+        times = 1 + self.horizon if self.gap else 0
+        return 3 + forecasts * self.horizon + self.channels.shape[1] + static + times
 
     def base(self, at: Int[Tensor, "..."], season: int | None = None) -> Float[Tensor, "... H"]:
         """The seasonal naive forecast made at these steps, in real units; `season` may differ."""
@@ -74,7 +81,7 @@ class Panel:
 
     def inputs(self, at: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:
         """Value, missing, change in a season, base, the base of each lag, covariates, calendar,
-        known ahead.
+        known ahead, what is constant within a series, times off a grid.
         """
         series = self.series[at]
         value, center, scale = self.y[at], self.center[series], self.scale[series]
@@ -95,6 +102,11 @@ class Panel:
             inside = place < self.end[series][..., None]
             known = self.ahead[place.clamp(max=len(self.y) - 1)] * inside[..., None]
             parts.append(known.flatten(-2))
+        if self.static is not None:
+            parts.append(self.static[series])
+        if self.gap:
+            times = self.begin[series], self.end[series], at, self.horizon, self.gap
+            parts.append(gap_inputs(self.stamps, *times).clamp(-LARGEST, LARGEST))
         return torch.cat([part.float() for part in parts], -1)
 
 
@@ -132,10 +144,24 @@ class SeriesPacked(Packed):
         return None, self.panel.inputs(self.steps[at])
 
     def targets_at(self, at: Int[Tensor, "..."]) -> dict[str, Tensor]:
-        """ "future": in units of the spread, measured from the base."""
-        step = self.steps[at]
-        spread = self.scale_at(at)[..., None]
-        return {"future": ((self.actual_at(at) - self.panel.base(step)) / spread).float()}
+        """ "future": measured from the base, in units of the spread; "level": from the median of
+        the series, in its scale. See `origin_at`.
+        """
+        actual, found = self.actual_at(at), {}
+        for name, measured in (("future", "base"), ("level", "level")):
+            origin, unit = self.origin_at(at, measured)
+            found[name] = ((actual - origin) / unit[..., None]).float()
+        return found
+
+    def origin_at(
+        self, at: Int[Tensor, "..."], measured: str = "base"
+    ) -> tuple[Float[Tensor, "... H"], Float[Tensor, "..."]]:
+        """What answers are measured from at these positions, and their unit: `Forecast.measured`."""
+        if measured == "base":
+            return self.base_at(at), self.scale_at(at)
+        series = self.series_at(at)
+        center = self.panel.center[series][..., None]
+        return center.expand(*at.shape, self.panel.horizon), self.panel.scale[series]
 
     def actual_at(self, at: Int[Tensor, "..."]) -> Float[Tensor, "... H"]:
         """The values asked for at these positions, in real units; NaN where not asked."""
@@ -159,13 +185,29 @@ class SeriesPacked(Packed):
         """The value of the step itself, in real units; NaN where missing."""
         return self.panel.y[self.steps[at]]
 
+    def stamps_ahead(self, at: Int[Tensor, "..."]) -> Int[Tensor, "... H"]:
+        """The times of the steps ahead that a model of irregular steps is asked for."""
+        panel, step = self.panel, self.steps[at]
+        end = panel.end[panel.series[step]]
+        return stamps_ahead(panel.stamps, end, step, panel.horizon, panel.gap)
+
     def series_at(self, at: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Which series, as a place in `names`."""
         return self.panel.series[self.steps[at]]
 
+    def asked(self) -> Bool[Tensor, " N"]:
+        """Whether the value of each step is one of those asked for."""
+        series = self.panel.series[self.steps]
+        return (self.steps >= self._low[series]) & (self.steps < self._high[series])
+
     def stamps_at(self, at: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """The time of the step, as in `tables.Times`."""
         return self.panel.stamps[self.steps[at]]
+
+    @property
+    def asked_from(self) -> Int[np.ndarray, " S"]:
+        """The place in the panel of the first value asked for, of each series."""
+        return self._low.numpy()
 
     def origins(self, stride: int | None = None) -> Int[Tensor, " M"]:
         """Positions to forecast from so that the part is covered, every `stride` (horizon) steps.
@@ -181,6 +223,32 @@ class SeriesPacked(Packed):
     def ends(self) -> Int[Tensor, " S"]:
         """The last position of each series: where its future begins."""
         return self.begins + self.lengths - 1
+
+
+def cut_parts(
+    panel: Panel,
+    names: Sequence[str],
+    cuts: tuple[Int[np.ndarray, " S"], Int[np.ndarray, " S"], Int[np.ndarray, " S"]],
+    context: int,
+) -> dict[str, Packed]:
+    """The parts train, valid and test: up to each cut in turn, the later ones after some context.
+
+    Args:
+        panel: The series.
+        names: Of each series.
+        cuts: Places where the valid and the test part of each series begin, and where it stops.
+        context: Steps read before a held-out part.
+    """
+    valid, test, stop = cuts
+    begin = panel.begin.numpy()
+    parts: dict[str, Packed] = {
+        "train": SeriesPacked(panel, names, first=begin, last=valid, low=begin + 1, high=valid)
+    }
+    for part, low, high in (("valid", valid, test), ("test", test, stop)):
+        first = np.maximum(begin, low - context)
+        last = np.where(high > low, high, first)
+        parts[part] = SeriesPacked(panel, names, first=first, last=last, low=low, high=high)
+    return parts
 
 
 def last_seen(seen: Bool[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:

@@ -1,6 +1,7 @@
 """Time series: what the next values are, from quantiles over a horizon.
 
-    inputs    value, missing flag, change, base forecast, covariates, calendar (`Panel.inputs`)
+    inputs    value, missing flag, change, base forecast, covariates, calendar, static columns
+              (`Panel.inputs`)
     asked     after every step, the H values to come, measured from the base ("future")
 
 The last steps are held out, at the same date for all series on a calendar, at each series' own end
@@ -10,7 +11,7 @@ lies before the test part (Hyndman and Koehler 2006).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -18,12 +19,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stepscan.data.base import DataError, DataOptions, Dataset, Packed, Schema
+from stepscan.data.base import DataError, DataOptions, Dataset, Schema
 from stepscan.data.clock import on_circles
 from stepscan.data.frequency import Frequency, find_frequency, held_out
 from stepscan.data.grid import (
     Columns,
     Grid,
+    Rows,
     Stats,
     choose_season,
     inside,
@@ -31,7 +33,9 @@ from stepscan.data.grid import (
     read_rows,
     robust_columns,
 )
-from stepscan.data.panel import LARGEST, Panel, SeriesPacked, last_seen
+from stepscan.data.irregular import SHORT, measure_together, usual_gap
+from stepscan.data.panel import LARGEST, Panel, SeriesPacked, cut_parts, last_seen
+from stepscan.data.static import encode_static, learn_static
 from stepscan.data.tables import Table
 
 CONTEXT = 256  # steps read before a held-out part, or two seasons if that is more
@@ -70,6 +74,15 @@ class SeriesSchema(Schema):
     naive: tuple[float, ...]
     covariate_center: tuple[float, ...]
     covariate_scale: tuple[float, ...]
+    static: tuple[str, ...]
+    static_levels: tuple[tuple[str, ...], ...]
+    """The categories of each static column; none: it holds numbers."""
+    static_center: tuple[float, ...]
+    static_scale: tuple[float, ...]
+    gap: float = 0.0
+    """The usual time between steps that lie on no grid: see `irregular`; 0 on a grid."""
+    shared: bool = False
+    """Whether all series are measured by one center, scale and spread: see `irregular.SHORT`."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -78,14 +91,24 @@ class SeriesSchema(Schema):
 
     @property
     def reals(self) -> int:
-        """Value, missing, change, base, that of each lag, covariates, calendar, known ahead."""
+        """Value, missing, change, base, that of each lag, covariates, calendar, known ahead,
+        static columns, times off a grid.
+        """
         forecasts = 1 + len(self.lags) + len(self.future)
-        return 3 + forecasts * self.horizon + len(self.covariates) + 2 * len(self.periods)
+        static = sum(max(1, len(levels)) for levels in self.static_levels)
+        channels = len(self.covariates) + 2 * len(self.periods) + static
+        times = 1 + self.horizon if self.gap else 0
+        return 3 + forecasts * self.horizon + channels + times
+
+    @property
+    def context(self) -> int:
+        """Steps read before a held-out part, so that every input that looks back is there."""
+        return max(CONTEXT, 2 * self.season, *self.lags)
 
     @property
     def columns(self) -> Columns:
         """Which column is what."""
-        return Columns(self.id, self.time, self.target, self.covariates, self.future)
+        return Columns(self.id, self.time, self.target, self.covariates, self.future, self.static)
 
     @property
     def frequency(self) -> Frequency:
@@ -100,19 +123,43 @@ class SeriesSchema(Schema):
         A series not learned from is measured by the history given here. Rows after the last value
         tell the covariates known ahead.
         """
-        read = read_rows(table, self.columns)
-        grid = Grid(read, self.frequency)
+        grid = self.grid(table)
+        last = grid.last_value + 1
+        panel = self.panel(grid, grid.end)
+        return SeriesPacked(panel, grid.names, first=grid.begin, last=last, low=last, high=last)
+
+    def grid(self, table: Table) -> Grid:
+        """The rows of a table with the columns that were learned from, on the grid of time."""
+        grid = Grid(read_rows(table, self.columns), self.frequency)
         if not len(grid.names):
             raise DataError(f'{table.name}: column "{", ".join(self.target)}" holds no values')
-        here = measure(grid, grid.end, self.season, self.horizon)
+        return grid
+
+    def panel(self, grid: Grid, cut: Int[np.ndarray, " S"]) -> Panel:
+        """What the model reads; series not learned from are measured before the cut."""
+        return _panel(grid, self, self._known(grid, measure(grid, cut, self.season, self.horizon)))
+
+    def _known(self, grid: Grid, here: Stats, *, naive: bool = True) -> Stats:
+        """In place: what is known of the series learned from; `naive` only divides errors."""
         learned = {series: i for i, series in enumerate(self.names)}
         places = [(i, learned[n]) for i, n in enumerate(grid.names) if n in learned]
         for field, values in here._asdict().items():
             for i, place in places:
-                values[i] = getattr(self, field)[place]
-        panel = _panel(grid, self, here)
-        last = grid.last_value + 1
-        return SeriesPacked(panel, grid.names, first=grid.begin, last=last, low=last, high=last)
+                if naive or field != "naive":
+                    values[i] = getattr(self, field)[place]
+            if self.shared and field != "naive":
+                values[:] = getattr(self, field)[0]
+        return here
+
+    def known(self, grid: Grid, here: Stats) -> "SeriesSchema":
+        """The schema for further training: new series are added, `naive` is measured anew."""
+        here = self._known(grid, here, naive=False)
+        gone = [i for i, name in enumerate(self.names) if name not in set(grid.names)]
+        fields = {
+            field: (*values.tolist(), *(getattr(self, field)[i] for i in gone))
+            for field, values in here._asdict().items()
+        }
+        return replace(self, names=(*grid.names, *(self.names[i] for i in gone)), **fields)
 
     def decode(
         self,
@@ -120,7 +167,7 @@ class SeriesSchema(Schema):
         base: Float[Tensor, "... H"],
         scale: Float[Tensor, "..."],
     ) -> Float[Tensor, "... H Q"]:
-        """Outputs in real units, with `base_at` and `scale_at` of the same positions."""
+        """Outputs in real units, with `SeriesPacked.origin_at` of the same positions."""
         return base[..., None] + outputs * scale[..., None, None]
 
     def times_ahead(self, stamp: int) -> list[str]:
@@ -134,11 +181,23 @@ class SeriesSchema(Schema):
 
 
 def series_dataset(
-    table: Table, options: DataOptions, columns: Columns, *, name: str, findings: Sequence[str] = ()
+    table: Table,
+    options: DataOptions,
+    columns: Columns,
+    *,
+    name: str,
+    findings: Sequence[str] = (),
+    like: SeriesSchema | None = None,
 ) -> Dataset:
-    """Find the grid and the season, measure on the training part, hold the tail out."""
+    """Find the grid and the season, measure on the training part, hold the tail out.
+
+    `like` is the schema of a model that learns on: its columns, grid, season and scales are kept,
+    and series that it does not know are measured and added.
+    """
     read = read_rows(table, columns)
     frequency = find_frequency(read.series, read.stamps, calendar=read.calendar)
+    if like is not None:
+        frequency = _same_grid(like, frequency, name)
     grid = Grid(read, frequency)
     if not len(grid.names):
         raise DataError(f'{name}: column "{", ".join(columns.target)}" holds no values')
@@ -153,7 +212,8 @@ def series_dataset(
     if longest < 4 * horizon:
         raise DataError(
             f"{name}: the longest series has {longest} {frequency}; a horizon of {horizon} needs "
-            f"at least {4 * horizon}. Give more data, or --horizon {max(1, longest // 4)}"
+            f"at least {4 * horizon}. Give more data"
+            + (f", or --horizon {longest // 4}" if longest >= 4 else "")
         )
     test = held_out(options.test, longest, horizon, frequency)
     valid = test if options.valid is None else held_out(options.valid, longest, horizon, frequency)
@@ -164,44 +224,12 @@ def series_dataset(
         )
     common = frequency.calendar and bool(frequency.step or frequency.months)
     cuts = _cuts(grid, stop, (valid, test), common=common)
-    season = options.season
-    if season is None:
-        season = choose_season(grid, cuts[0], frequency.seasons, horizon)
-    others = {2 * season, *frequency.seasons} - {0, season}
-    lags = tuple(sorted(lag for lag in others if 2 * lag <= int((cuts[0] - grid.begin).max())))
-    stats = measure(grid, cuts[0], season, horizon, before_test=cuts[1])
-    trained = grid.covariates[np.arange(len(grid.y)) < cuts[0][grid.series]]
-    center, scale = robust_columns(trained)
-    span = int(read.stamps.max() - read.stamps.min()) if frequency.calendar else 0
-    schema = SeriesSchema(
-        **columns._asdict(),
-        horizon=horizon,
-        season=season,
-        lags=lags,
-        months=frequency.months,
-        step=frequency.step,
-        origin=frequency.origin,
-        calendar=frequency.calendar,
-        periods=frequency.periods(span),
-        names=tuple(grid.names),
-        covariate_center=tuple(center.tolist()),
-        covariate_scale=tuple(scale.tolist()),
-        center=tuple(stats.center.tolist()),
-        scale=tuple(stats.scale.tolist()),
-        spread=tuple(stats.spread.tolist()),
-        naive=tuple(stats.naive.tolist()),
-    )
-    panel = _panel(grid, schema, stats)
-    context = max(CONTEXT, 2 * season, *lags)
-    parts: dict[str, Packed] = {
-        "train": SeriesPacked(
-            panel, grid.names, first=grid.begin, last=cuts[0], low=grid.begin + 1, high=cuts[0]
-        )
-    }
-    for part, low, high in (("valid", cuts[0], cuts[1]), ("test", cuts[1], stop)):
-        first = np.maximum(grid.begin, low - context)
-        last = np.where(high > low, high, first)
-        parts[part] = SeriesPacked(panel, grid.names, first=first, last=last, low=low, high=high)
+    if like is not None:
+        schema = like.known(grid, measure(grid, cuts[0], like.season, horizon, before_test=cuts[1]))
+    else:
+        schema = _learn(read, grid, cuts, columns, frequency, horizon, options.season, name)
+    panel = schema.panel(grid, cuts[0])
+    parts = cut_parts(panel, grid.names, (*cuts, stop), schema.context)
     gaps = int(np.isnan(grid.y[inside(grid, stop)]).sum())
     said = (
         f"{name}   series  {len(grid.names):,} x {longest:,} {frequency}   "
@@ -213,12 +241,13 @@ def series_dataset(
                 ("target", ", ".join(schema.target)),
                 ("with", ", ".join(schema.covariates)),
                 ("known ahead", ", ".join(schema.future)),
+                ("static", ", ".join(schema.static)),
             )
             if column
         )
         + (f"   gaps kept as missing: {gaps:,}" if gaps else ""),
         f"task        forecast {horizon} {frequency} ahead, measured from "
-        + (f"the season of {season} before" if season else "the last value seen"),
+        + (f"the season of {schema.season} before" if schema.season else "the last value seen"),
         f"held out    the last {test:,} {frequency} for the test, "
         f"{valid:,} before them for choosing",
     )
@@ -228,6 +257,66 @@ def series_dataset(
         parts=parts,
         said=said,
         findings=(*findings, *read.findings, *_notice(grid, cuts[0], frequency, schema)),
+    )
+
+
+def _same_grid(like: SeriesSchema, found: Frequency, name: str) -> Frequency:
+    """The grid that a model learned on; other data has to lie on one of the same steps."""
+    if (found.months, found.step, found.calendar) != (like.months, like.step, like.calendar):
+        raise DataError(
+            f"{name}: has steps of {found}, the model learned steps of {like.frequency}; "
+            "bring the data to that grid, or fit a new model"
+        )
+    return like.frequency
+
+
+def _learn(
+    read: Rows,
+    grid: Grid,
+    cuts: tuple[Int[np.ndarray, " S"], Int[np.ndarray, " S"]],
+    columns: Columns,
+    frequency: Frequency,
+    horizon: int,
+    season: int | None,
+    name: str,
+) -> SeriesSchema:
+    """What is measured on the training part; `naive` up to the test part."""
+    if season is None:
+        season = choose_season(grid, cuts[0], frequency.seasons, horizon)
+    others = {2 * season, *frequency.seasons} - {0, season}
+    lags = tuple(sorted(lag for lag in others if 2 * lag <= int((cuts[0] - grid.begin).max())))
+    stats = measure(grid, cuts[0], season, horizon, before_test=cuts[1])
+    timed = columns.time is not None and not (frequency.step or frequency.months)
+    gap = usual_gap(grid.series, grid.stamps, cuts[0]) if timed else 0.0
+    shared = gap > 0 and float(np.median(cuts[0] - grid.begin)) < SHORT
+    if shared:
+        stats = measure_together(grid, cuts[0], stats)
+    trained = grid.covariates[np.arange(len(grid.y)) < cuts[0][grid.series]]
+    center, scale = robust_columns(trained)
+    span = int(read.stamps.max() - read.stamps.min()) if frequency.calendar else 0
+    levels, static_center, static_scale = learn_static(grid.static, name)
+    return SeriesSchema(
+        **columns._asdict(),
+        horizon=horizon,
+        season=season,
+        lags=lags,
+        months=frequency.months,
+        step=frequency.step,
+        origin=frequency.origin,
+        calendar=frequency.calendar,
+        periods=(replace(frequency, step=round(gap)) if gap else frequency).periods(span),
+        names=tuple(grid.names),
+        covariate_center=tuple(center.tolist()),
+        covariate_scale=tuple(scale.tolist()),
+        center=tuple(stats.center.tolist()),
+        scale=tuple(stats.scale.tolist()),
+        spread=tuple(stats.spread.tolist()),
+        naive=tuple(stats.naive.tolist()),
+        static_levels=levels,
+        static_center=static_center,
+        static_scale=static_scale,
+        gap=gap,
+        shared=shared,
     )
 
 
@@ -251,6 +340,13 @@ def _panel(grid: Grid, schema: SeriesSchema, stats: Stats) -> Panel:
     circles = on_circles(grid.stamps, schema.periods).astype(np.float32)
     seen = last_seen(~np.isnan(grid.y))
     known = [schema.covariates.index(column) for column in schema.future]
+    static = encode_static(
+        grid.static,
+        schema.static_levels,
+        schema.static_center,
+        schema.static_scale,
+        len(grid.names),
+    )
     return Panel(
         y=torch.from_numpy(grid.y),
         series=torch.from_numpy(grid.series),
@@ -266,15 +362,31 @@ def _panel(grid: Grid, schema: SeriesSchema, stats: Stats) -> Panel:
         season=schema.season,
         lags=schema.lags,
         last_seen=torch.from_numpy(seen),
+        static=None if static is None else torch.from_numpy(static),
+        gap=schema.gap,
     )
+
+
+def _duration(gap: float, *, calendar: bool) -> str:
+    """For people; `tables.Times` counts nanoseconds, or millionths of plain units."""
+    if not calendar:
+        return f"{gap / 1e6:.3g} apart"
+    seconds = gap / 1e9
+    for size, word in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {word} apart"
+    return f"{seconds:.3g} seconds apart"
 
 
 def _notice(
     grid: Grid, cut: Int[np.ndarray, " S"], frequency: Frequency, schema: SeriesSchema
 ) -> list[str]:
     found = []
-    if frequency.calendar and not (frequency.step or frequency.months):
-        found.append("the times are irregular: steps are taken in order, without a clock")
+    if schema.gap:
+        found.append(
+            "the times are irregular: the model reads the time since the step before, and to the "
+            f"steps it is asked for (usually {_duration(schema.gap, calendar=schema.calendar)})"
+        )
     if schema.time is None:
         found.append("no time column: rows are taken in order")
     constant = [

@@ -1,11 +1,8 @@
-"""Tables from files: csv in any usual dialect, parquet; errors name the place of what is wrong."""
+"""Tables: columns as numbers, labels and times; errors name the place of what is wrong."""
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,9 +13,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = ("", "NA", "NaN", "nan", "NULL", "null", "None", "<NA>", "NaT")
-DELIMITERS = ",;\t|"
 NANOSECONDS = 1_000_000_000  # in a second
 MILLIONTHS = 1_000_000  # in a unit of plain numbers: six decimals are kept
+
+
+OFFSET = r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?\s*(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$"
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,11 @@ class Table:
     frame: "pd.DataFrame"
     name: str
     missing: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+    """What was noticed while reading it."""
+    clocks: "Mapping[str, Times]" = field(default_factory=dict)
+    """Columns of time that are read already: of a piece of a table, which alone could be read in
+    another way than the whole."""
 
     @property
     def columns(self) -> list[str]:
@@ -74,51 +78,6 @@ def load_pandas() -> None:
         raise ImportError("tables need pandas: pip install 'stepscan[data]'") from None
 
 
-def read_table(path: Path, missing: tuple[str, ...] = ()) -> Table:
-    """Every cell of a csv file as text, or a parquet file as it is."""
-    load_pandas()
-    import pandas as pd  # noqa: PLC0415
-
-    if path.suffix.lower() in (".parquet", ".pq"):
-        try:
-            frame = pd.read_parquet(path)
-        except ImportError:
-            raise ImportError("parquet needs pyarrow: pip install 'stepscan[data]'") from None
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: not a readable parquet file ({_line(error)})") from None
-        return _checked(frame.reset_index(drop=frame.index.name is None), path, missing)
-    with path.open("rb") as file:
-        head = file.read(65_536)
-    wide = head[:2] in (b"\xff\xfe", b"\xfe\xff")
-    if b"\0" in head and not wide:
-        raise DataError(f"{path}: want a csv table, got a binary file")
-    encoding = "utf-16" if wide else "utf-8-sig" if _is_utf8(path) else "latin-1"
-    delimiter = sniff_delimiter(head.decode(encoding, errors="ignore"))
-    try:
-        frame = pd.read_csv(
-            path, sep=delimiter, dtype=str, keep_default_na=False, encoding=encoding
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
-        raise DataError(
-            f"{path}: not a table separated by {delimiter!r} ({_line(error)}); "
-            f"want a header, then the same number of cells in every row"
-        ) from None
-    return _checked(frame, path, missing)
-
-
-def sniff_delimiter(head: str) -> str:
-    """The delimiter that cuts the first rows into the same number of cells, the more the better."""
-    lines = head.splitlines()
-    rows = "\n".join(lines[:-1][:50] or lines)
-    best = (0, 0, ",")
-    for delimiter in DELIMITERS:
-        cells = [len(r) for r in csv.reader(io.StringIO(rows), delimiter=delimiter) if r]
-        same = sum(n == cells[0] for n in cells) if cells else 0
-        if cells and cells[0] > 1 and (same, cells[0]) > best[:2]:
-            best = (same, cells[0], delimiter)
-    return best[2]
-
-
 def numbers(table: Table, column: str, role: str = "number") -> Float[np.ndarray, " N"]:
     """The column as float64, NaN where missing; anything else is an error with its place."""
     import pandas as pd  # noqa: PLC0415
@@ -161,11 +120,17 @@ def times(table: Table, column: str) -> Times:
     """Dates in any one format, seconds (or ms, us, ns) since 1970, years, or plain numbers."""
     import pandas as pd  # noqa: PLC0415
 
+    if column in table.clocks:
+        return table.clocks[column]
     cells = table.column(column, "time")
     if isinstance(cells.dtype, pd.PeriodDtype):
         cells = cells.dt.to_timestamp()
-    if pd.api.types.is_datetime64_any_dtype(cells.dtype):
-        parsed, found = pd.to_datetime(cells, utc=True), ()
+    found: tuple[str, ...] = ()
+    days = _own_days(cells)
+    if days is not None:
+        parsed, found = days, ("times are midnight in a zone of their own: read as dates",)
+    elif pd.api.types.is_datetime64_any_dtype(cells.dtype):
+        parsed = pd.to_datetime(cells, utc=True)
     else:
         text = cells.astype("str").str.strip()
         number = pd.to_numeric(text, errors="coerce")
@@ -181,6 +146,32 @@ def times(table: Table, column: str) -> Times:
         )
     stamps = parsed.dt.as_unit("ns").astype("int64").to_numpy()
     return Times(stamps, calendar=True, findings=found)
+
+
+def _own_days(cells: "pd.Series") -> "pd.Series | None":
+    """The dates of times that are all midnight in their own zone, but not in UTC.
+
+    Days of a zone with summer time are 23 to 25 hours long: as moments of UTC they lie on no grid.
+    One or two rows tell nothing of the others, which may lie between midnights.
+    """
+    import pandas as pd  # noqa: PLC0415
+
+    if len(cells) < 3:
+        return None
+    if isinstance(cells.dtype, pd.DatetimeTZDtype):
+        local, moments = cells.dt.tz_localize(None), cells.dt.tz_convert("UTC")
+    else:
+        offset = r"(?:[+-]\d\d:?\d\d)$"
+        text = cells.astype("str").str.strip()
+        if not text.head(20).str.contains(rf"[T ]00:00\S*{offset}").all():
+            return None
+        local = pd.to_datetime(
+            text.str.replace(offset, "", regex=True), format="ISO8601", errors="coerce"
+        )
+        moments = pd.to_datetime(text, utc=True, format="ISO8601", errors="coerce")
+    if local.isna().any() or (local != local.dt.normalize()).any():
+        return None
+    return None if (moments.dt.hour == 0).all() else local
 
 
 def is_time(table: Table, column: str) -> bool:
@@ -218,77 +209,103 @@ def codes(values: "pd.Series", vocabulary: Sequence[str]) -> Int[np.ndarray, " N
     return pd.Index(vocabulary).get_indexer(pd.Index(values)) + 1
 
 
-def _dates(text: "pd.Series") -> tuple["pd.Series", tuple[str, ...]]:
-    """One format for all cells, the one that reads the most of the different ones."""
+WAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"format": "ISO8601"},
+    {"dayfirst": True},
+    {"format": "%Y %b"},
+)
+"""How dates are written, the usual first."""
+
+
+def parse_dates(text: "pd.Series", how: Mapping[str, Any]) -> "pd.Series":
+    """Text as times in UTC, NaT where it is not written in this one of WAYS."""
     import warnings  # noqa: PLC0415
 
+    import pandas as pd  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # formats are compared here, not guessed
+        return pd.to_datetime(text, errors="coerce", utc=True, **how)
+
+
+def date_notes(unique: "pd.Series") -> tuple[str, ...]:
+    """What is said of these different texts, read as dates: which half is the month, the zones."""
+    halves = unique.str.extract(r"^(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}")
+    zones = _zones(unique)
+    if halves.notna().all(axis=None) and (halves.astype(int) <= 12).all(axis=None):
+        return (f'dates such as "{unique.iloc[0]}" are read as month, day, year', *zones)
+    return zones
+
+
+def _dates(text: "pd.Series") -> tuple["pd.Series", tuple[str, ...]]:
+    """One format for all cells, the one that reads the most of the different ones."""
     import pandas as pd  # noqa: PLC0415
 
     places, different = pd.factorize(text, use_na_sentinel=False)
     unique = pd.Series(different)
     best: pd.Series | None = None
-    ways: tuple[dict[str, Any], ...] = (
-        {},
-        {"format": "ISO8601"},
-        {"dayfirst": True},
-        {"format": "%Y %b"},
-    )
-    for how in ways:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # formats are compared here, not guessed
-            parsed = pd.to_datetime(unique, errors="coerce", utc=True, **how)
+    for how in WAYS:
+        parsed = parse_dates(unique, how)
         if best is None or parsed.notna().sum() > best.notna().sum():
             best = parsed
         if best.notna().all():
             break
     assert best is not None
-    found = best.iloc[places].reset_index(drop=True)
-    halves = unique.str.extract(r"^(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}")
-    if halves.notna().all(axis=None) and (halves.astype(int) <= 12).all(axis=None):
-        return found, (f'dates such as "{text.iloc[0]}" are read as month, day, year',)
-    return found, ()
+    return best.iloc[places].reset_index(drop=True), date_notes(unique)
+
+
+def _zones(text: "pd.Series") -> tuple[str, ...]:
+    """What is said where times come from several time zones, or only some of them tell theirs."""
+    zone = text.str.extract(OFFSET, expand=False)
+    told = zone.dropna().replace({"UTC": "Z", "GMT": "Z"}).unique()
+    if not len(told):
+        return ()
+    bare = text[zone.isna()]
+    if len(bare):
+        return (
+            f'times without a zone, such as "{bare.iloc[0]}", stand beside times with one '
+            f'("{told[0]}"): they are read as UTC',
+        )
+    if len(told) > 1:
+        several = ", ".join(sorted(told)[:4])
+        return (f"times come with {len(told)} offsets from UTC ({several}): all are read as UTC",)
+    return ()
+
+
+class Unit(NamedTuple):
+    """What a column of numbers counts, if it is a time."""
+
+    scale: int
+    """`Times` in one of it; 0 for years."""
+    calendar: bool
+
+    def times(self, values: Float[np.ndarray, " N"]) -> Times:
+        """The numbers as times."""
+        if self.scale:
+            return Times((values * self.scale).round().astype(np.int64), calendar=self.calendar)
+        years = (values.astype(np.int64) - 1970).astype("datetime64[Y]")
+        return Times(years.astype("datetime64[ns]").astype(np.int64), calendar=True)
+
+
+def unit_of(low: float, high: float, *, whole: bool) -> Unit:
+    """Told by the range of the numbers, and whether all of them are whole."""
+    for least, most, scale in (
+        (1e8, 1e11, NANOSECONDS),
+        (1e11, 1e14, 1_000_000),
+        (1e14, 1e17, 1_000),
+        (1e17, 9.2e18, 1),
+    ):
+        if least <= low and high < most:
+            return Unit(scale, calendar=True)
+    if whole and low >= 1500 and high < 2200:
+        return Unit(0, calendar=True)
+    return Unit(MILLIONTHS, calendar=False)
 
 
 def _numeric_times(values: Float[np.ndarray, " N"], table: Table, column: str) -> Times:
     if not np.isfinite(values).all():
         row = int((~np.isfinite(values)).argmax())
         raise DataError(f"{table.cell(row, column)}: the time is not finite. Drop the row.")
-    for low, high, unit in (
-        (1e8, 1e11, NANOSECONDS),
-        (1e11, 1e14, 1_000_000),
-        (1e14, 1e17, 1_000),
-        (1e17, 9.2e18, 1),
-    ):
-        if low <= values.min() and values.max() < high:
-            return Times((values * unit).round().astype(np.int64), calendar=True)
-    whole = values == values.round()
-    if whole.all() and values.min() >= 1500 and values.max() < 2200:
-        years = (values.astype(np.int64) - 1970).astype("datetime64[Y]")
-        return Times(years.astype("datetime64[ns]").astype(np.int64), calendar=True)
-    return Times((values * MILLIONTHS).round().astype(np.int64), calendar=False)
-
-
-def _checked(frame: "pd.DataFrame", path: Path, missing: tuple[str, ...]) -> Table:
-    frame.columns = [str(c).strip() for c in frame.columns]
-    if not len(frame):
-        raise DataError(f"{path}: the file has no rows below its header")
-    if len(frame.columns) < 2:
-        raise DataError(
-            f'{path}: found one column, "{frame.columns[0]}"; want a table separated by '
-            "comma, semicolon, tab or |, or a text file ending in .txt"
-        )
-    return Table(frame, path.name, missing)
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        with path.open(encoding="utf-8") as file:
-            while file.read(1 << 20):
-                pass
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    whole = bool((values == values.round()).all())
+    return unit_of(float(values.min()), float(values.max()), whole=whole).times(values)

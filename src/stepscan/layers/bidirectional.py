@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from stepscan.layers.convolution import ShortConv
+from stepscan.ops.attention import AttentionState, remember
 from stepscan.ops.short_conv import short_conv
 
 S = TypeVar("S")
@@ -75,6 +76,42 @@ def _mirrored(resets: Bool[Tensor, "B T"], keep: int) -> Int[Tensor, "B T"]:
     begins = torch.where(F.pad(resets[:, 1:], (0, 1), value=True), place + 1, T)
     end = begins.flip(1).cummin(1).values.flip(1) - keep
     return torch.where(place < end, start + end - 1 - place, place)
+
+
+def attend_both_ways(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B T G K"],
+    v: Float[Tensor, "B T G K"],
+    *,
+    state: AttentionState | None,
+    resets: Bool[Tensor, "B T"] | None,
+    dropout: float = 0.0,
+) -> tuple[Float[Tensor, "B T H K"], AttentionState]:
+    """Softmax attention to every token of the same segment, before and after; the caller scales q.
+
+    The first segment also sees the past that the state holds. T x T scores are held at once.
+    """
+    after = remember(k, v, state=state, resets=resets)
+    (B, T), S = q.shape[:2], 0 if state is None else state.keys.shape[1]
+    wide = after.keys.dtype
+    queries, keys, values = (x.to(wide).transpose(1, 2) for x in (q, k, v))
+    segment = q.new_zeros(B, T, dtype=torch.int64) if resets is None else resets.cumsum(1)
+    seen = segment[:, :, None] == segment[:, None]
+    if state is not None and S:
+        keys = torch.cat([state.keys.transpose(1, 2), keys], 2)
+        values = torch.cat([state.values.transpose(1, 2), values], 2)
+        used = torch.arange(S, device=q.device).flip(0) < state.length[:, None]
+        seen = torch.cat([(segment == 0)[:, :, None] & used[:, None], seen], 2)
+    y = F.scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        attn_mask=seen[:, None],
+        dropout_p=dropout,
+        scale=1.0,
+        enable_gqa=True,
+    )
+    return y.transpose(1, 2).to(v.dtype), after
 
 
 class CentredConv(ShortConv):

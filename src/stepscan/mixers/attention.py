@@ -6,8 +6,9 @@
 Transformer (arXiv:1706.03762) with rotary positions (arXiv:2104.09864) and, as options, fewer
 key-value heads (arXiv:2305.13245), a sliding window (arXiv:2310.06825) and RMS-normed queries and
 keys (as in Qwen3, arXiv:2505.09388; before the rotation). Biases are optional, and so is a gate,
-y = W_o (sigmoid(W_g x_t) * ...), one per channel of each head (arXiv:2505.06708). Initial values as
-in the first Transformer's code: Xavier uniform, each map for itself.
+y = W_o (sigmoid(W_g x_t) * ...), one per channel of each head (arXiv:2505.06708). With
+`causal=False` j runs over the whole stretch, and over the past before it through the state. Initial
+values as in the first Transformer's code: Xavier uniform, each map for itself.
 State: keys (rotated already) and values of the visible past, 2 x B x S x G x K floats; S grows with
 every token, to window - 1 at most.   Cost: O(T S H K).
 """
@@ -20,6 +21,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from stepscan.layers.bidirectional import attend_both_ways
 from stepscan.layers.projection import Linear
 from stepscan.layers.rotary import Stretch, rotate
 from stepscan.mixers.base import Mixer, MixerConfig
@@ -69,6 +71,10 @@ class AttentionConfig(MixerConfig):
     """Add a bias to the output."""
     output_gate: bool = False
     """Gate what the heads read, by the input, before the output map."""
+    dropout: float = 0.0
+    """Probability of dropping a weight of the softmax while training."""
+    causal: bool = True
+    """Look back only. False: at the whole stretch, both ways, as BERT does (arXiv:1810.04805)."""
 
     def build(self, width: int) -> "Attention":
         """Build the module for a model of this width."""
@@ -91,6 +97,10 @@ class AttentionConfig(MixerConfig):
             raise ValueError("attention: qk_norm_whole wants qk_norm; set it too")
         if self.window is not None and self.window < 2:
             raise ValueError(f"attention: want window at least 2 or None, got {self.window}")
+        if self.window is not None and not self.causal:
+            raise ValueError("attention: want window None with causal=False; leave one of them out")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"attention: want 0 <= dropout < 1, got {self.dropout}")
         return Attention(self, width, size, groups)
 
 
@@ -100,6 +110,7 @@ class Attention(Mixer[AttentionState]):
     def __init__(self, config: AttentionConfig, width: int, size: int, groups: int) -> None:
         super().__init__()
         self.config = config
+        self.causal = config.causal
         self.head_size = size
         self.groups = groups
         self.turned = round(size * config.rotary_part)
@@ -159,7 +170,19 @@ class Attention(Mixer[AttentionState]):
             both = rotate(both, place, base, size=self.turned, stretch=self.stretch)
             q, k = both.split((self.config.heads, self.groups), 2)
         q = q * self.head_size**-0.5
-        y, state = attention(q, k, v, window=self.config.window, state=state, resets=resets)
+        dropout = self.config.dropout if self.training else 0.0
+        if self.causal:
+            y, state = attention(
+                q,
+                k,
+                v,
+                window=self.config.window,
+                state=state,
+                resets=resets,
+                dropout=dropout,
+            )
+        else:
+            y, state = attend_both_ways(q, k, v, state=state, resets=resets, dropout=dropout)
         y = rearrange(y, "b t h k -> b t (h k)")
         if self.gate is not None:
             y = torch.sigmoid(self.gate(x)) * y

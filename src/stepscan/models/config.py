@@ -54,12 +54,22 @@ class ModelConfig:
     norm: str = "rms"
     """Norm before every mixer, channel mixer and the head: rms or layer."""
     norm_place: str = "before"
-    """Where the norms of a block stand, a pattern like `mlp`: before what they serve, or after it,
-    on what it adds to the stream (as in OLMo 2, arXiv:2501.00656)."""
+    """Where the norms of a block stand, a pattern like `mlp`: before what they serve; after it, on
+    what it adds to the stream (as in OLMo 2, arXiv:2501.00656); or on the sum of both, as in the
+    first Transformer and BERT: post. Then there is none between the last block and the head."""
     norm_eps: float | None = None
     """Added to the mean square under the root; None: the machine's for rms, 1e-5 for layer."""
     embedding_scale: float | None = None
     """Factor of token embeddings as they enter the stack; None: sqrt(width)."""
+    positions: int = 0
+    """Learned positions to add to the embeddings; steps beyond the last share it. 0: none."""
+    embedding_norm: bool = False
+    """Norm what enters the stack, as in BERT (arXiv:1810.04805)."""
+    embedding_dropout: float = 0.0
+    """Probability of dropping a channel of what enters the stack while training."""
+    initial_std: float | None = None
+    """Draw every linear map and table from a normal distribution this wide, with biases of zero, as
+    BERT does (0.02); None: as each mixer was published."""
 
     def __post_init__(self) -> None:
         """Read the pattern, tell each mixer its depth, and reject what cannot be built."""
@@ -78,6 +88,7 @@ class ModelConfig:
             raise ValueError(f"model: want reals from 0 to {LARGEST:,}, got {self.reals!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model: want 0 <= dropout < 1, got {self.dropout}")
+        self._check_entry()
         lookup(NORMS, self.norm, kind="norm")
         if self.norm_eps is not None and not 0 <= self.norm_eps < 1:
             raise ValueError(f"model: want 0 <= norm_eps < 1, got {self.norm_eps}")
@@ -94,6 +105,17 @@ class ModelConfig:
             raise ValueError(f"model: halt={self.halt!r} wants loops at least 2, got {self.loops}")
         if not 0 <= self.mlp_ratio <= 64:
             raise ValueError(f"model: want 0 <= mlp_ratio <= 64, got {self.mlp_ratio}")
+
+    def _check_entry(self) -> None:
+        """What stands between the inputs and the stack."""
+        if not 0 <= self.embedding_dropout < 1:
+            raise ValueError(
+                f"model: want 0 <= embedding_dropout < 1, got {self.embedding_dropout}"
+            )
+        if not isinstance(self.positions, int) or not 0 <= self.positions <= LARGEST:
+            raise ValueError(f"model: want positions from 0 to {LARGEST:,}, got {self.positions!r}")
+        if self.initial_std is not None and not self.initial_std > 0:
+            raise ValueError(f"model: want initial_std above 0 or None, got {self.initial_std}")
 
     @property
     def mixers(self) -> tuple[MixerConfig, ...]:
@@ -165,7 +187,7 @@ def _place(data: Mapping[str, Any]) -> str:
     """A word of `norm_place`."""
     if len(data) > 1:
         raise ValueError(f"norm_place: want no options, got {dict(data)}")
-    lookup(dict.fromkeys(("before", "after")), data["name"], kind="norm_place")
+    lookup(dict.fromkeys(("before", "after", "post")), data["name"], kind="norm_place")
     return data["name"]
 
 

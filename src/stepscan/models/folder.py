@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from stepscan.models.config import ModelConfig
+from stepscan.models.families import build, read_config
 from stepscan.models.model import SequenceModel
 
 FORMAT, VERSION = "stepscan-model", 1
@@ -114,9 +114,9 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[SequenceModel, dict[str
     for name, facts in data["files"].items():
         _verify(folder, name, facts)
     try:
-        config = ModelConfig.from_dict(data["model"])
+        config = read_config(data["model"])
         with torch.device("meta"):  # sizes without memory
-            expected = {k: tuple(v.shape) for k, v in tensors_of(SequenceModel(config)).items()}
+            expected = {k: tuple(v.shape) for k, v in tensors_of(build(config)).items()}
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelCorruptError(f"{folder / CONFIG}: {error}") from error
     try:
@@ -130,7 +130,7 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[SequenceModel, dict[str
             f"{folder / WEIGHTS}: {k}: the config wants {expected.get(k)}, "
             f"the file has {found.get(k)}"
         )
-    model = SequenceModel(config)
+    model = build(config)
     weights = load_file(folder / WEIGHTS)
     if bad := [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise ModelCorruptError(f"{folder / WEIGHTS}: {min(bad)} holds NaN or infinite values")

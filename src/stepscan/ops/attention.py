@@ -89,6 +89,7 @@ def parallel(
     sink: Float[Tensor, "H"] | None,
     state: AttentionState,
     resets: Bool[Tensor, "B T"] | None,
+    dropout: float = 0.0,
 ) -> tuple[Float[Tensor, "B T H V"], AttentionState]:
     """Masked matrix products, for a chunk of queries at a time: never T x T scores at once."""
     G = k.shape[2]
@@ -102,7 +103,7 @@ def parallel(
         scores = scores.masked_fill(hidden[:, None], -torch.inf)
         if sink is not None:
             scores = torch.cat([sink[:, None, None].expand(B, H, C, 1), scores], -1)
-        weights = scores.softmax(-1)[..., -S:]
+        weights = F.dropout(scores.softmax(-1)[..., -S:], dropout)
         ys.append((weights.reshape(B, G, H // G * C, S) @ values).view(B, H, C, -1))
     return torch.cat(ys, 2).transpose(1, 2), state
 
@@ -154,17 +155,19 @@ def attention(
     sink: Float[Tensor, "H"] | None = None,
     state: AttentionState | None = None,
     resets: Bool[Tensor, "B T"] | None = None,
+    dropout: float = 0.0,
     form: str = "auto",
 ) -> tuple[Float[Tensor, "B T H V"], AttentionState]:
     """Attend to the last `window` tokens of the same segment, or to all of them.
 
     The state stays float32 or wider, y has v's dtype, and `form="auto"` never changes the result;
-    who needs second derivatives asks for `form="parallel"`.
+    who needs second derivatives asks for `form="parallel"`. `dropout` is the probability that a
+    weight is dropped, the others scaled up: for training, and in that form alone.
     """
     _check(q, k, v, window, bias, sink)
     B, T, H, _ = q.shape
     if form == "auto":
-        flash = bias is None and sink is None and k.shape[-1] == v.shape[-1]
+        flash = bias is None and sink is None and k.shape[-1] == v.shape[-1] and not dropout
         form = "fused" if flash else "parallel"
     run = lookup(FORMS, form, kind="form of attention")
     state = _state(state, q, k, v, bias, sink)
@@ -173,7 +176,14 @@ def attention(
         return v.new_zeros(B, 0, H, v.shape[-1]), state
     q, k, v_wide = (x.to(state.keys.dtype) for x in (q, k, v))
     bias, sink = (None if x is None else x.to(q.dtype) for x in (bias, sink))
-    y, state = run(q, k, v_wide, window=window, bias=bias, sink=sink, state=state, resets=resets)
+    extra: dict[str, float] = {}
+    if dropout:
+        if form != "parallel":
+            raise ValueError(f"attention: dropout wants form='parallel', got {form!r}")
+        extra["dropout"] = dropout
+    y, state = run(
+        q, k, v_wide, window=window, bias=bias, sink=sink, state=state, resets=resets, **extra
+    )
     return y.to(v.dtype), state
 
 

@@ -38,11 +38,13 @@ class TrainConfig:
     warmup: float = 0.05
     """Part of the budget in which the learning rate rises."""
     floor: float = 0.1
-    """Part of the peak learning rate at which the schedule begins and ends."""
+    """Part of the peak learning rate at which the schedule begins and ends; 1 never changes it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products with weights, see `ops.projection`; everything else is float32."""
     evaluations: int = 20
     """How many times to evaluate over the budget."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row that are no better than the best; None: never."""
     reports: int = 200
     """How many times to log over the budget."""
     save_seconds: float = 60.0
@@ -60,9 +62,12 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"train: want {name} above zero, got {value}")
-        for name in ("warmup", "floor"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"train: want 0 <= {name} < 1, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"train: want patience >= 1 or None, got {self.patience}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"train: want 0 <= warmup < 1, got {self.warmup}")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"train: want 0 <= floor <= 1, got {self.floor}")
 
     @property
     def budget(self) -> Budget:
@@ -70,5 +75,14 @@ class TrainConfig:
         return Budget(steps=self.steps, tokens=self.tokens, minutes=self.minutes)
 
 
-FREE = ("steps", "tokens", "minutes", "evaluations", "reports", "save_seconds", "on_save_error")
+FREE = (
+    "steps",
+    "tokens",
+    "minutes",
+    "evaluations",
+    "patience",
+    "reports",
+    "save_seconds",
+    "on_save_error",
+)
 """Fields that may differ when a run is resumed."""

@@ -22,7 +22,7 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from stepscan import state as states
-from stepscan.data.base import Packed
+from stepscan.data.base import Batch, Packed
 from stepscan.data.batches import draw
 from stepscan.layers import costs
 from stepscan.models.inputs import Inputs
@@ -42,10 +42,18 @@ from stepscan.train.stopping import Stop, stop_requests
 
 CHECKPOINTS = "checkpoints"
 PATIENCE = 5  # non-finite steps in a row before training gives up
+Objective = Callable[[SequenceModel, Batch, Any], tuple[Loss, Any]]
+"""`(model, batch, state) -> (loss, state)`: runs the model over a batch, from a state or afresh."""
 
 
 class DivergedError(RuntimeError):
     """The loss or its gradient was not finite, several steps in a row."""
+
+
+def say_next(model: SequenceModel, batch: Batch, state: Any) -> tuple[Loss, Any]:
+    """The objective of a head: what it says at every step, against the targets."""
+    outputs, state = model(Inputs(batch.tokens, batch.reals), state, batch.resets)
+    return loss(model.config.head, outputs, batch.targets), state
 
 
 class Trainer:
@@ -58,6 +66,7 @@ class Trainer:
         directory: The run folder: checkpoints, metrics.jsonl and a lock. None keeps nothing.
         evaluate: Scores the model as it is; called at intervals, its time does not count.
         log: Called with every record that goes to metrics.jsonl.
+        objective: What a step descends; `say_next` unless a kind of data has its own.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class Trainer:
         directory: Path | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
         log: Callable[[dict[str, Any]], None] | None = None,
+        objective: Objective = say_next,
     ) -> None:
         if model.config.head.ahead and not model.causal:
             raise ValueError(
@@ -77,10 +87,13 @@ class Trainer:
                 f"the head classify"
             )
         self.model, self.packed, self.config = model, packed, config
+        self._objective = objective
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
         """Of training: without evaluating and saving."""
+        self.enough = False
+        """Set by who evaluates, to end the run before its budget does."""
         self.skipped = 0
         """Steps that were skipped because their loss or gradient was not finite."""
         self._in_a_row = 0
@@ -111,8 +124,8 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the budget is used up."""
-        return self.progress >= 1
+        """Whether the budget is used up, or enough was seen."""
+        return self.enough or self.progress >= 1
 
     @property
     def seconds_left(self) -> float:
@@ -172,10 +185,7 @@ class Trainer:
                 bfloat16_projections(config.precision == "bfloat16"),
                 costs.collect() as asked_by_layers,
             ):
-                outputs, state = self.model(
-                    Inputs(batch.tokens, batch.reals), self._state, batch.resets
-                )
-            result = loss(self.model.config.head, outputs, batch.targets)
+                result, state = self._objective(self.model, batch, self._state)
             self._optimizer.zero_grad()
             (result.mean + costs.total(asked_by_layers)).backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

@@ -223,5 +223,6 @@ def _mamba_of_transformers(ours: SequenceModel, *, use_mambapy: bool) -> nn.Modu
     table, scale = ours.embed.tables[0], ours.embed.scale
     assert isinstance(table, nn.Embedding)
     theirs.backbone.embeddings.weight.data.copy_(scale * table.weight.data)
+    assert isinstance(ours.norm, torch.nn.RMSNorm)
     theirs.backbone.norm_f.weight.data.copy_(ours.norm.weight.data / scale)
     return theirs

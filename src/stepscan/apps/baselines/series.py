@@ -1,16 +1,19 @@
-"""Simple forecasts: a season ago, the last value, DLinear; quantiles from their own errors.
+"""Simple forecasts: a season ago, the last value, a line, DLinear; bands from their own errors.
 
-DLinear (Zeng et al. 2022, arXiv:2205.13504): the window is split into a moving average of 25 steps
-and the rest, each goes through one linear map of all its steps to the horizon, and they are added.
+DLinear (Zeng et al. 2022, arXiv:2205.13504) is the map of `models.linear_series`, here trained on
+windows of its own by absolute errors for a fixed number of steps.
 """
+
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stepscan.data.panel import SeriesPacked
+from stepscan.models import LinearSeriesConfig, Regress
+from stepscan.models.linear_series import Decomposed
 
 SMOOTH = 25
 STEPS, WINDOWS = 600, 256
@@ -29,22 +32,30 @@ def last_value(packed: SeriesPacked, at: Int[Tensor, " M"]) -> Float[Tensor, "M 
     return value[:, None].expand(-1, panel.horizon)
 
 
+def drift(packed: SeriesPacked, at: Int[Tensor, " M"]) -> Float[Tensor, "M H"]:
+    """The line from the first value through the last one seen, drawn on."""
+    panel = packed.panel
+    place = packed.steps[at]
+    begin, seen = panel.begin[packed.series_at(at)], panel.last_seen[place]
+    slope = (panel.y[seen] - panel.y[begin]) / (seen - begin).clamp(min=1)
+    ahead = (place - seen)[:, None] + torch.arange(1, panel.horizon + 1)
+    return panel.y[seen][:, None] + slope[:, None] * ahead
+
+
 class DLinear(nn.Module):
     """See the module docstring; windows are measured from the series' median in its own scale."""
 
     def __init__(self, window: int, horizon: int) -> None:
         super().__init__()
         self.window = window
-        self.trend = nn.Linear(window, horizon)
-        self.rest = nn.Linear(window, horizon)
-        for layer in (self.trend, self.rest):  # as published: begin as the mean of the window
-            nn.init.constant_(layer.weight, 1 / window)
+        head = Regress(outputs=horizon)
+        self.map = Decomposed(
+            LinearSeriesConfig(name="dlinear", head=head, reals=2, window=window, smooth=SMOOTH)
+        )
 
     def forward(self, x: Float[Tensor, "M L"]) -> Float[Tensor, "M H"]:
         """Scaled windows to scaled futures."""
-        edges = (SMOOTH // 2, SMOOTH - 1 - SMOOTH // 2)
-        smooth = F.avg_pool1d(F.pad(x[:, None], edges, mode="replicate"), SMOOTH, 1)[:, 0]
-        return self.trend(smooth) + self.rest(x - smooth)
+        return self.map(x)
 
     def forecast(self, packed: SeriesPacked, at: Int[Tensor, " M"]) -> Float[Tensor, "M H"]:
         """In real units."""
@@ -102,6 +113,44 @@ def spread_quantiles(
         known = column[~column.isnan()].numpy()  # none: a validation part without values
         steps.append(torch.from_numpy(np.quantile(known if len(known) else [0.0], levels)))
     return middle[..., None] + scale[:, None, None] * torch.stack(steps)
+
+
+Method = Callable[[SeriesPacked, Tensor], Tensor]
+"""Values or quantiles in real units from positions of a part, [M H] or [M H Q]."""
+
+
+def simple_methods(
+    train: SeriesPacked, valid: SeriesPacked, levels: tuple[float, ...]
+) -> Iterator[tuple[str, Method]]:
+    """Every simple method as quantiles: those of its own errors on the validation part around it.
+
+    Args:
+        train: What DLinear learns from.
+        valid: What it is chosen by, and where errors are measured.
+        levels: Of the quantiles; the one of 0.5 is the forecast itself.
+    """
+    points: dict[str, Method] = {
+        "seasonal naive": seasonal_naive,
+        "last value": last_value,
+        "drift": drift,
+        "DLinear": fit_dlinear(train, valid).forecast,
+    }
+    if not valid.panel.season:
+        del points["seasonal naive"]
+    seen = valid.origins(max(1, valid.panel.horizon // 4))
+    for name, method in points.items():
+        errors = (valid.actual_at(seen) - method(valid, seen)) / valid.scale_at(seen)[:, None]
+        yield name, _banded(method, errors, levels)
+
+
+def _banded(method: Method, errors: Float[Tensor, "E H"], levels: tuple[float, ...]) -> Method:
+    def quantiles(packed: SeriesPacked, at: Int[Tensor, " M"]) -> Float[Tensor, "M H Q"]:
+        middle = method(packed, at)
+        found = spread_quantiles(middle, packed.scale_at(at), errors, levels)
+        found[..., levels.index(0.5)] = middle
+        return found.sort(-1).values
+
+    return quantiles
 
 
 def _stats(packed: SeriesPacked, at: Int[Tensor, " M"]) -> tuple[Tensor, Tensor]:

@@ -5,18 +5,28 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stepscan.apps.baselines.markov import Markov
-from stepscan.apps.domain import Domain, Metric, Recipe, Scores
+from stepscan.apps.domain import Domain, Metric, Recipe, Scores, with_options
+from stepscan.apps.interactions import groups
+from stepscan.apps.interactions.answers import last_logits, window
+from stepscan.apps.interactions.presets import is_preset, read_preset
 from stepscan.apps.ranking import METRICS, best, ranks, summary, without
-from stepscan.data.base import Packed
+from stepscan.data.base import Batch, Packed
 from stepscan.data.interactions import InteractionSchema
-from stepscan.data.views import spread
-from stepscan.models import NextToken, SequenceModel
+from stepscan.data.views import sequences, spread
+from stepscan.models import Cloze, Config, ModelConfig, NextItem, SequenceModel, build
 from stepscan.models.heads import HeadConfig
-from stepscan.train.evaluate import walk_outputs
+from stepscan.train.cloze import cloze
+from stepscan.train.loop import Objective, say_next
+from stepscan.train.objectives import Loss
 
 SHOWN = 6  # users in the examples
+PUBLISHED = {"rows": 41, "learning_rate": 1e-3, "weight_decay": 0.0}
+"""Of the recipe of a model with learned positions: about 2,048 items asked for in a batch of
+windows of 50, as RecBole asks for."""
 
 
 class Interactions(Domain):
@@ -24,6 +34,7 @@ class Interactions(Domain):
 
     kind: ClassVar[str] = "interactions"
     metrics: tuple[Metric, ...] = METRICS
+    look: ClassVar[int] = 50_000  # a user asks once, however much is read: few would be noise
     recipe: Recipe = Recipe(
         layers="gated_delta_net",
         width=64,
@@ -44,23 +55,66 @@ class Interactions(Domain):
     @property
     def head(self) -> HeadConfig:
         """The next item."""
-        return NextToken(vocab=self.schema.tokens[0])
+        return NextItem(vocab=self.schema.tokens[0])
+
+    @property
+    def objective(self) -> Objective:
+        """The next item, or the hidden ones."""
+        return fill_in_or_say_next
+
+    def pattern(self, layers: str) -> str:
+        """A preset is a pattern."""
+        return layers if is_preset(layers) else super().pattern(layers)
+
+    def config(self, layers: str | None = None, width: int | None = None, **options: Any) -> Config:
+        """A preset by its name, else layers; those that read both ways fill in hidden items."""
+        layers = self.recipe.layers if layers is None else layers
+        vocab = self.schema.tokens[0]
+        if is_preset(layers):
+            fields = read_preset(layers, vocab)
+            return super().config(fields.pop("layers"), width, **(fields | options))
+        config = super().config(layers, width, **options)
+        with torch.device("meta"):
+            causal = build(config).causal
+        if causal:
+            return config
+        return super().config(layers, width, **(options | {"head": Cloze(vocab=vocab, last=0.5)}))
+
+    def recipe_for(self, config: Config) -> Recipe:
+        """What was asked for, else what goes with learned positions."""
+        if not isinstance(config, ModelConfig) or not config.positions:
+            return self.recipe
+        usual = type(self).recipe
+        fields = PUBLISHED | {"length": config.positions}
+        left = {k: v for k, v in fields.items() if getattr(self.recipe, k) == getattr(usual, k)}
+        return with_options(self.recipe, **left)
 
     def score(self, model: SequenceModel, part: str = "test", most: int | None = None) -> Scores:
         """Full ranking of every user's held-out item; a quick look reads whole users, fewer."""
-        found = []
-        reading = {"rows": 64, "length": self.reach, "slots": self.reach}
-        for batch, logits in walk_outputs(model, self._users(part, most), **reading):
-            asked = batch.targets["token"] >= 0
-            found.append(ranks(logits[asked], batch.targets["token"][asked]))
-        return summary(torch.cat(found))
+        return summary(self.ranks(model, part, most))
+
+    def ranks(
+        self, model: SequenceModel, part: str = "test", most: int | None = None
+    ) -> Float[Tensor, " U"]:
+        """The place of every user's held-out item among all items, by user."""
+        packed = self._users(part, most, window(model, self.reach))
+        wanted = packed.targets_at(packed.begins + packed.lengths - 1)["token"]
+        found = torch.full((len(wanted),), torch.nan, dtype=torch.float64)
+        for which, logits in last_logits(model, packed, reach=self.reach):
+            found[which] = ranks(logits.cpu(), wanted[which])
+        return found
 
     def baselines(self, most: int | None = None) -> Iterator[tuple[str, Scores]]:
-        """Popularity and the first-order Markov chain."""
-        before, after = _pairs(self.dataset.parts["train"])
+        """Popularity, by all items of the training part, and the first-order Markov chain."""
+        train = self.dataset.parts["train"]
+        assert train.tokens is not None
+        every = train.tokens[:, 0].long().numpy()
+        vocab = self.schema.tokens[0]
         last, wanted = _pairs(self._users("test", most))
-        for name, order in (("popularity", 0), ("Markov chain", 1)):
-            model = Markov(before, after, self.schema.tokens[0], order)
+        for name, model in (
+            ("popularity", Markov(every, every, vocab, 0)),
+            ("Markov chain", Markov(*_pairs(train), vocab, 1)),
+        ):
             rank = [
                 ranks(torch.from_numpy(model.table(piece)), torch.from_numpy(want))
                 for piece, want in zip(_pieces(last), _pieces(wanted), strict=True)
@@ -73,26 +127,52 @@ class Interactions(Domain):
         items = ("(new)", *self.schema.items)
         assert packed.tokens is not None
         rows: list[list[Any]] = []
-        for user in range(min(SHOWN, len(packed.begins))):
-            start = int(packed.begins[user])
-            history = packed.tokens[start : start + int(packed.lengths[user])].long()
-            end = torch.tensor([start + len(history) - 1])
-            came = int(packed.targets_at(end)["token"])
+        few = sequences(packed, torch.arange(min(SHOWN, len(packed.begins))))
+        offered = {name: self._offered(model, few) for name, model in models.items()}
+        for user, (start, size) in enumerate(zip(few.begins, few.lengths, strict=True)):
+            history, _ = few.inputs_at(torch.arange(int(start), int(start + size)))
+            came = int(few.targets_at(start + size - 1)["token"])
+            assert history is not None
             row = [", ".join(items[i] for i in history[-3:, 0].tolist()), items[came]]
-            for model in models.values():
-                with torch.no_grad():
-                    logits, _ = model(history[None, -256:])
-                row.append(", ".join(items[i] for i in best(without(logits[0, -1]), 3)))
+            row += [", ".join(items[i] for i in chosen[user]) for chosen in offered.values()]
             rows.append(row)
         columns = ["last three items", "came next", *models]
         return [
-            {"type": "table", "title": "What would be offered", "columns": columns, "rows": rows}
+            {"type": "table", "title": "What would be offered", "columns": columns, "rows": rows},
+            self.served(models),
         ]
 
-    def _users(self, part: str, most: int | None) -> Packed:
-        """Users are read whole: their only question comes last. A look takes evenly spread ones."""
+    def served(self, models: Mapping[str, SequenceModel]) -> dict[str, Any]:
+        """How well each model serves groups of users and of items, see `groups`."""
+        packed = self.dataset.parts["test"]
+        asked = packed.targets_at(packed.begins + packed.lengths - 1)
+        counts = torch.tensor(self.schema.counts)
+        found = groups.groups(asked["uneven"], asked["token"], counts)
+        return groups.table(found, {name: self.ranks(model) for name, model in models.items()})
+
+    def _offered(self, model: SequenceModel, packed: Packed) -> dict[int, list[int]]:
+        """The first three of each user."""
+        return {
+            user: best(without(scores), 3)
+            for which, logits in last_logits(model, packed, reach=self.reach)
+            for user, scores in zip(which.tolist(), logits, strict=True)
+        }
+
+    def _users(self, part: str, most: int | None, longest: int | None = None) -> Packed:
+        """Users are read to their end: their only question comes last. A look takes evenly spread
+        ones, `most` steps of them in all, no more than the `longest` of each.
+        """
         packed = self.dataset.parts[part]
-        return packed if most is None else spread(packed, most)
+        if most is None:
+            return packed
+        read = packed.lengths if longest is None else packed.lengths.clamp(max=longest)
+        return spread(packed, most * len(packed) // max(1, int(read.sum())))
+
+
+def fill_in_or_say_next(model: SequenceModel, batch: Batch, state: Any) -> tuple[Loss, Any]:
+    """The objective of the head: a cloze head is asked for what is hidden from it."""
+    head = model.config.head
+    return say_next(model, cloze(batch, head) if isinstance(head, Cloze) else batch, state)
 
 
 def _pairs(packed: Packed) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stepscan.analyze.intervals import Interval
-from stepscan.apps.report import charts, forecasts
+from stepscan.apps.report import charts, classes, forecasts, lines
 from stepscan.apps.report.document import document, write_page
 from stepscan.apps.report.drawing import Looks
 from stepscan.apps.report.figures import CANNOT, clock, count, decimals, score, size
@@ -248,8 +248,11 @@ def _costs(section: Section, looks: Looks) -> list[Child]:
 
 
 def _examples(section: Section, looks: Looks) -> list[Child]:
-    shown = [EXAMPLES[one["type"]](one, looks) for one in section.get("examples") or ()]
-    return [tag("h3", "Examples"), *shown] if shown else []
+    parts: list[Child] = []
+    for title, key in (("Examples", "examples"), ("Where it errs and what it heeds", "details")):
+        shown = [EXAMPLES[one["type"]](one, looks) for one in section.get(key) or ()]
+        parts += [tag("h3", title), *shown] if shown else []
+    return parts
 
 
 def _text_example(example: Mapping[str, Any], looks: Looks) -> Markup:
@@ -295,7 +298,14 @@ def _table_example(example: Mapping[str, Any], looks: Looks) -> Markup:
     return join(tag("h4", example["title"]), tag("div", table, class_="wide"))
 
 
-EXAMPLES = {"text": _text_example, "forecast": _forecast_example, "table": _table_example}
+EXAMPLES = {
+    "text": _text_example,
+    "forecast": _forecast_example,
+    "table": _table_example,
+    "confusion": classes.confusion,
+    "calibration": classes.calibration,
+    "lines": lines.example,
+}
 
 
 # Small print -----------------------------------------------------------------------------------

@@ -8,13 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stepscan.apps.baselines import ets
 from stepscan.apps.baselines import series as simple
 from stepscan.apps.domain import Domain, Metric, Recipe, Scores
+from stepscan.apps.series.breakdown import breakdown
+from stepscan.apps.series.calibration import calibrate
+from stepscan.apps.series.linear import linear_config, linear_recipe, names_linear
 from stepscan.data.batches import places
 from stepscan.data.panel import SeriesPacked
 from stepscan.data.series import SeriesSchema
-from stepscan.models import Forecast, SequenceModel
-from stepscan.models.heads import HeadConfig
+from stepscan.models import Config, Forecast, LinearSeriesConfig, SequenceModel
 from stepscan.train.evaluate import walk_outputs
 
 LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
@@ -62,9 +65,34 @@ class Series(Domain):
         return self.dataset.schema
 
     @property
-    def head(self) -> HeadConfig:
+    def head(self) -> Forecast:
         """Quantiles over the horizon."""
-        return Forecast(horizon=self.schema.horizon, quantiles=LEVELS)
+        return Forecast(horizon=self.schema.horizon, quantiles=LEVELS, calibrated=True)
+
+    def config(self, layers: str | None = None, width: int | None = None, **options: Any) -> Config:
+        """Also of a linear model, named where a mixer would be: see `linear`."""
+        longest = int(self.packed("train").lengths.max())
+        linear = linear_config(
+            layers or self.recipe.layers, head=self.head, schema=self.schema, longest=longest
+        )
+        return linear or super().config(layers, width, **options)
+
+    def recipe_for(self, config: Config) -> Recipe:
+        """Linear models want long stretches."""
+        linear = isinstance(config, LinearSeriesConfig)
+        return linear_recipe(config, self.recipe) if linear else self.recipe
+
+    def pattern(self, layers: str) -> str:
+        """A linear model is not repeated."""
+        return layers if names_linear(layers) else super().pattern(layers)
+
+    def calibrate(self, model: SequenceModel) -> None:
+        """Bands as wide as the errors on the validation part ask for, see `calibration`."""
+        valid = self.packed("valid")
+        at = valid.origins(max(1, self.schema.horizon // 4))
+        calibrate(
+            model, valid.actual_at(at), valid.scale_at(at), lambda: self.forecast(model, valid, at)
+        )
 
     def packed(self, part: str) -> SeriesPacked:
         """A part, with what series know besides."""
@@ -85,25 +113,24 @@ class Series(Domain):
         return forecast(model, self.schema, packed, at, reach=self.reach)
 
     def baselines(self, most: int | None = None) -> Iterator[tuple[str, Scores]]:
-        """Each is a point forecast, with the quantiles of its own errors on the validation part."""
+        """Point forecasts with the quantiles of their own errors on the validation part; ETS."""
         valid, test = self.packed("valid"), self.packed("test")
-        linear = simple.fit_dlinear(self.packed("train"), valid)
-        methods = {
-            "seasonal naive": simple.seasonal_naive,
-            "last value": simple.last_value,
-            "DLinear": linear.forecast,
-        }
-        if not self.schema.season:
-            del methods["seasonal naive"]
         origins = test.origins()
-        for name, method in methods.items():
-            seen = valid.origins(max(1, self.schema.horizon // 4))
-            scale = valid.scale_at(seen)[:, None]
-            errors = (valid.actual_at(seen) - method(valid, seen)) / scale
-            middle = method(test, origins)
-            quantiles = simple.spread_quantiles(middle, test.scale_at(origins), errors, LEVELS)
-            quantiles[..., LEVELS.index(0.5)] = middle
-            yield name, self._judge(test, origins, quantiles.sort(-1).values)
+        for name, method in simple.simple_methods(self.packed("train"), valid, LEVELS):
+            yield name, self._judge(test, origins, method(test, origins))
+        if ets.installed():
+            some = ets.spread_evenly(test, origins, ets.FITS)
+            of, whole = (len(test.series_at(x).unique()) for x in (some, origins))
+            name = "ETS" if of == whole else f"ETS ({of} of {whole} series)"
+            yield name, self._judge(test, some, ets.ets_quantiles(test, some, LEVELS))
+
+    def about(self) -> dict[str, Any]:
+        """Up to which time the weights were chosen, so that a backtest can tell what is new."""
+        schema, test = self.schema, self.packed("test")
+        if not schema.calendar or not (schema.step or schema.months):
+            return {}  # every series has its own end
+        cut = torch.from_numpy(test.asked_from)
+        return {"seen_until": int(test.panel.stamps[cut[cut > test.panel.begin] - 1].max())}
 
     def examples(self, models: Mapping[str, SequenceModel]) -> list[dict[str, Any]]:
         """The last whole horizon of the held-out part."""
@@ -142,6 +169,10 @@ class Series(Domain):
                 "forecasts": shown,
             }
         ]
+
+    def breakdown(self, models: Mapping[str, SequenceModel]) -> list[dict[str, Any]]:
+        """By how far ahead, and by series."""
+        return breakdown(self, models)
 
     def _judge(
         self, packed: SeriesPacked, at: Int[Tensor, " M"], quantiles: Float[Tensor, "M H Q"]
@@ -199,4 +230,5 @@ def forecast(
         found.append(said[row >= 0])
         order.append(row[row >= 0])
     outputs = torch.cat(found)[torch.cat(order).argsort()]
-    return schema.decode(outputs.double(), packed.base_at(at), packed.scale_at(at))
+    measured = getattr(model.config.head, "measured", "base")
+    return schema.decode(outputs.double(), *packed.origin_at(at, measured))

@@ -1,0 +1,161 @@
+"""Labelled sequences: accuracy of mixers beside simple methods and published ranges.
+
+python benchmarks/classification.py [--most MINUTES] [--only WORD]
+
+Every piece (a data set, layers, a seed) is trained for the steps in PIECES, and its scores on the
+test part are kept in results/classification.json; what is there is not done again, so that the
+script may be stopped, or told to stop after so many minutes, and started again.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepscan.analyze.speed.machine import describe
+from stepscan.apps.candidate import Candidate
+from stepscan.apps.kinds import domain_of
+from stepscan.apps.labelled.metrics import class_scores
+from stepscan.data.base import DataOptions
+from stepscan.data.open import open_dataset
+from stepscan.train.config import TrainConfig
+
+RESULTS = Path(__file__).parent / "results" / "classification.json"
+EVERY = DataOptions(asked="every")
+PIECES: list[tuple[str, str, str, DataOptions, int, tuple[int, ...]]] = [
+    # name, data, layers, options, steps, seeds
+    ("japanese_vowels", "japanese_vowels", "gru*2", DataOptions(), 400, (0, 1, 2)),
+    ("japanese_vowels", "japanese_vowels", "gated_delta_net*2", DataOptions(), 150, (0, 1, 2)),
+    ("basic_motions", "basic_motions", "gru*2", EVERY, 120, (0, 1, 2)),
+    ("basic_motions", "basic_motions", "gated_delta_net*2", EVERY, 120, (0, 1, 2)),
+    ("digits", "digits", "gru*2", DataOptions(), 600, (0, 1)),
+    ("acsf1", "acsf1", "gru*2", EVERY, 150, (0, 1)),
+    ("plaid", "plaid", "gru*2", EVERY, 200, (0,)),
+    ("mnist_5k", "mnist_5k", "gru*2", DataOptions(), 450, (0,)),
+]
+PUBLISHED = {  # from the papers as remembered; JapaneseVowels and BasicMotions are repeated here
+    "japanese_vowels": "1-NN DTW 0.949 to 0.959 (Bagnall et al. 2018, arXiv:1811.00075)",
+    "basic_motions": "1-NN DTW 0.975 to 1.000 (Bagnall et al. 2018, arXiv:1811.00075)",
+    "acsf1": "1-NN DTW 0.62 to 0.64 (Dau et al. 2019, arXiv:1810.07758)",
+    "plaid": "1-NN DTW about 0.84 (Dau et al. 2019, arXiv:1810.07758)",
+}
+SHORT = ("japanese_vowels", "basic_motions")  # 1-NN DTW takes seconds
+
+
+def main() -> None:
+    told = argparse.ArgumentParser()
+    told.add_argument("--most", type=float, default=1e9, help="minutes after which to stop")
+    told.add_argument("--only", default="", help="only pieces with this in their name")
+    args = told.parse_args()
+    torch.set_num_threads(1)
+    begin = time.monotonic()
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}, "baselines": {}}
+    for name, data, layers, options, steps, seeds in PIECES:
+        domain = None
+        for seed in seeds:
+            key = f"{name} | {layers} | {seed}"
+            if args.only not in key or key in found["runs"]:
+                continue
+            if time.monotonic() - begin > 60 * args.most:
+                return
+            domain = domain or domain_of(open_dataset(data, options))
+            found["runs"][key] = run(domain, layers, steps, seed)
+            keep(found)
+            print(key, found["runs"][key]["scores"], flush=True)
+        if domain is not None and data not in found["baselines"]:
+            found["baselines"][data] = dict(domain.baselines())
+            if data in SHORT:
+                found["baselines"][data]["1-NN DTW"] = nearest(domain)
+            keep(found)
+    table(found)
+
+
+def run(domain: Any, layers: str, steps: int, seed: int) -> dict[str, Any]:
+    recipe = domain.recipe
+    train = TrainConfig(
+        steps=steps,
+        rows=recipe.rows,
+        length=recipe.length,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        seed=seed,
+    )
+    candidate = Candidate(domain, domain.config(layers), train)
+    candidate.trainer.run()
+    trainer = candidate.trainer
+    scores = domain.score(candidate.finish())
+    return {
+        "scores": scores,
+        "steps": steps,
+        "seconds": trainer.seconds,
+        "tokens_per_second": trainer.tokens / trainer.seconds,
+    }
+
+
+def nearest(domain: Any) -> dict[str, float]:
+    """1-nearest neighbour by multivariate DTW on channels as they are; train and valid known."""
+    parts = domain.dataset.parts
+    schema = domain.schema
+    rows = {
+        part: [
+            packed.reals[b : b + n, : len(schema.channels)].double().numpy() * schema.scale
+            for b, n in zip(packed.begins.tolist(), packed.lengths.tolist(), strict=True)
+        ]
+        for part, packed in parts.items()
+    }
+    label = {
+        part: packed.targets_at(packed.begins + packed.lengths - 1)["label"].numpy()
+        for part, packed in parts.items()
+    }
+    known = rows["train"] + rows["valid"]
+    classes = np.concatenate([label["train"], label["valid"]])
+    lengths = np.array([len(x) for x in known])
+    padded = np.zeros((len(known), lengths.max(), known[0].shape[1]))
+    for i, x in enumerate(known):
+        padded[i, : len(x)] = x
+    said = [classes[warping(x, padded, lengths).argmin()] for x in rows["test"]]
+    return class_scores(np.eye(len(schema.classes))[said], label["test"])
+
+
+def warping(x: np.ndarray, others: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Squared DTW distances from x [T C] to others [N U C], of which the first `lengths` count."""
+    cost = ((x[None, :, None] - others[:, None]) ** 2).sum(-1)  # [N T U]
+    row = np.cumsum(cost[:, 0], 1)
+    for t in range(1, len(x)):
+        above, new = row, np.empty_like(row)
+        new[:, 0] = above[:, 0] + cost[:, t, 0]
+        for u in range(1, row.shape[1]):
+            least = np.minimum(np.minimum(above[:, u], above[:, u - 1]), new[:, u - 1])
+            new[:, u] = least + cost[:, t, u]
+        row = new
+    return row[np.arange(len(others)), lengths - 1]
+
+
+def keep(found: dict[str, Any]) -> None:
+    draft = RESULTS.with_suffix(".part")
+    told = {**describe(), "command": "python benchmarks/classification.py", "published": PUBLISHED}
+    draft.write_text(json.dumps({**told, **found}, indent=1) + "\n")
+    draft.replace(RESULTS)
+
+
+def table(found: dict[str, Any]) -> None:
+    """Markdown: mean, smallest and largest over seeds."""
+    groups: dict[str, list[dict[str, float]]] = {}
+    for key, one in found["runs"].items():
+        groups.setdefault(key.rsplit(" | ", 1)[0], []).append(one["scores"])
+    for name, scores in groups.items():
+        lead = next(iter(scores[0]))
+        values = [s[lead] for s in scores]
+        print(f"| {name} | {lead} {np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}) |")
+    for data, methods in found["baselines"].items():
+        for name, scores in methods.items():
+            lead = next(iter(scores))
+            print(f"| {data} | {name} | {lead} {scores[lead]:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Items as text: train, judge, recommend, also what nobody has taken yet."""

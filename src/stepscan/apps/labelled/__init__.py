@@ -1,0 +1,1 @@
+"""Sequences with one label each: judge, classify, measure, transcribe."""

@@ -1,0 +1,1 @@
+"""Answers to questions (knowledge tracing): judge, ask, review, stream."""
