@@ -53,7 +53,7 @@ def main() -> None:
     args = told.parse_args()
     torch.set_num_threads(1)
     begin = time.monotonic()
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}, "baselines": {}}
+    found = load()
     for name, data, layers, options, steps, seeds in PIECES:
         domain = None
         for seed in seeds:
@@ -63,14 +63,14 @@ def main() -> None:
             if time.monotonic() - begin > 60 * args.most:
                 return
             domain = domain or domain_of(open_dataset(data, options))
-            found["runs"][key] = run(domain, layers, steps, seed)
-            keep(found)
-            print(key, found["runs"][key]["scores"], flush=True)
+            one = run(domain, layers, steps, seed)
+            found = keep("runs", key, one)
+            print(key, one["scores"], flush=True)
         if domain is not None and data not in found["baselines"]:
-            found["baselines"][data] = dict(domain.baselines())
+            methods = dict(domain.baselines())
             if data in SHORT:
-                found["baselines"][data]["1-NN DTW"] = nearest(domain)
-            keep(found)
+                methods["1-NN DTW"] = nearest(domain)
+            found = keep("baselines", data, methods)
     table(found)
 
 
@@ -135,11 +135,19 @@ def warping(x: np.ndarray, others: np.ndarray, lengths: np.ndarray) -> np.ndarra
     return row[np.arange(len(others)), lengths - 1]
 
 
-def keep(found: dict[str, Any]) -> None:
-    draft = RESULTS.with_suffix(".part")
+def load() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}, "baselines": {}}
+
+
+def keep(where: str, key: str, one: Any) -> dict[str, Any]:
+    """One more piece, beside what the file holds by now: another process may have added to it."""
+    found = load()
+    found[where][key] = one
     told = {**describe(), "command": "python benchmarks/classification.py", "published": PUBLISHED}
-    draft.write_text(json.dumps({**told, **found}, indent=1) + "\n")
+    draft = RESULTS.with_suffix(".part")
+    draft.write_text(json.dumps({**found, **told}, indent=1) + "\n")
     draft.replace(RESULTS)
+    return found
 
 
 def table(found: dict[str, Any]) -> None:

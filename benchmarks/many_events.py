@@ -1,7 +1,7 @@
 """Ten million events through fit and predict: memory and speed over a tenth of it.
 
     python benchmarks/many_events.py                 1 and 10 million events, a process each
-    python benchmarks/many_events.py --events 100000 --events 1000000
+    python benchmarks/many_events.py --verbs read    of reading alone, some 40 seconds
 
 A log is made that follows a known process, written to parquet with cases mixed together, as a log
 comes from a system. `fit` reads it in pieces, trains for a fixed number of steps, judges; then
@@ -29,7 +29,8 @@ import torch
 from pyarrow import parquet
 
 import stepscan as ss
-from stepscan.apps.progress import Voice
+from stepscan.data.batches import draw
+from stepscan.data.open import open_dataset
 
 HERE = Path(__file__).parent
 OUT = HERE / "results" / "many_events.json"
@@ -110,7 +111,7 @@ class Memory(threading.Thread):
         self.private = max(self.private, private)
         self.resident = max(self.resident, private + int(facts["RssFile"]) / 1024)
 
-    def mark(self) -> dict[str, float]:
+    def mark(self) -> dict[str, int]:
         """Peaks in MB since the last mark."""
         self.look()
         peaks = {"private_mb": round(self.private), "resident_mb": round(self.resident)}
@@ -118,38 +119,48 @@ class Memory(threading.Thread):
         return peaks
 
 
-def fit(events: int, folder: Path) -> dict[str, object]:
-    """Make the log, open it in pieces, train, judge."""
+def read(events: int, folder: Path) -> dict[str, object]:
+    """Open the log: two readings, an external sort, packing on disk; then draw some batches."""
     log = folder / "log.parquet"
-    command = [sys.executable, __file__, "--make", str(log), "--size", str(events)]
-    subprocess.run(command, check=True)
     memory = Memory()
-    warm(folder)
+    make_log(folder / "small.parquet", 5_000)
+    options = ss.DataOptions(large=0.0, scratch=str(folder))
+    open_dataset(folder / "small.parquet", options)
     found: dict[str, object] = {"file_mb": round(log.stat().st_size / 1e6, 1)}
     found["before"] = memory.mark()
+    start, used = time.perf_counter(), time.process_time()
+    dataset = open_dataset(log, options)
+    seconds = time.process_time() - used
+    found["peak"] = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(seconds, 1),
+        "events_per_cpu_second": round(events / seconds),
+    } | memory.mark()
+    found["cases"] = sum(len(part.begins) for part in dataset.parts.values())
+    used = time.process_time()
+    for step in range(200):
+        draw(dataset.parts["train"], step, rows=8, length=128, seed=0)
+    cpu = round(time.process_time() - used, 2)
+    return found | {"200 batches": {"cpu_seconds": cpu} | memory.mark()}
+
+
+def fit(events: int, folder: Path) -> dict[str, object]:
+    """Open, train, judge."""
+    memory = Memory()
+    warm(folder)
+    found: dict[str, object] = {"before": memory.mark()}
     start = time.perf_counter()
-
-    class Opened(Voice):
-        """The first that `fit` says is what it has read."""
-
-        def say(self, *lines: str) -> None:
-            if "open" not in found:
-                seconds = time.perf_counter() - start
-                rate = {"seconds": round(seconds, 1), "events_per_second": round(events / seconds)}
-                found["open"] = rate | memory.mark()
-
     model = ss.fit(
-        log,
+        folder / "log.parquet",
         options=ss.DataOptions(large=0.0, scratch=str(folder)),
         out=folder / "run",
-        voice=Opened(quiet=True),
+        quiet=True,
         steps=STEPS,
         layers="min_gru",
         width=32,
     )
-    found["train and judge"] = {"seconds": round(time.perf_counter() - start, 1)} | memory.mark()
-    found["accuracy"] = model.about["test"]["accuracy"]
-    return found
+    found["peak"] = {"seconds": round(time.perf_counter() - start, 1)} | memory.mark()
+    return found | {"accuracy": model.about["test"]["accuracy"]}
 
 
 def predict(events: int, folder: Path) -> dict[str, object]:
@@ -165,10 +176,10 @@ def predict(events: int, folder: Path) -> dict[str, object]:
     )
     seconds = time.perf_counter() - start
     rate = {"seconds": round(seconds, 1), "events_per_second": round(events / seconds)}
-    return found | {"answers": rows, "predict": rate | memory.mark()}
+    return found | {"answers": rows, "peak": rate | memory.mark()}
 
 
-VERBS = {"fit": fit, "predict": predict}
+VERBS = {"read": read, "fit": fit, "predict": predict}
 
 
 def warm(folder: Path) -> ss.Model:
@@ -193,6 +204,7 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     parser.add_argument("--make", type=Path)
     parser.add_argument("--verb", choices=list(VERBS))
+    parser.add_argument("--verbs", nargs="+", choices=list(VERBS), default=list(VERBS))
     asked = parser.parse_args()
     if asked.make is not None:
         make_log(asked.make, asked.size)
@@ -205,20 +217,29 @@ def main() -> None:
     rows = json.loads(OUT.read_text())["rows"] if OUT.exists() else {}
     for events in sizes:
         folder = asked.folder / str(events)
-        for verb in VERBS:
-            row = rows.setdefault(str(events), {})
-            if verb in row:
-                continue
+        row = rows.setdefault(str(events), {})
+        wanted = [verb for verb in asked.verbs if verb not in row]
+        if not wanted:
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "log.parquet").exists():
+            run("--make", str(folder / "part"), "--size", str(events))
+            (folder / "part").rename(folder / "log.parquet")
+        for verb in wanted:
             if verb == "fit":
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-            command = [sys.executable, __file__, "--verb", verb, "--size", str(events)]
-            command += ["--folder", str(folder)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            row[verb] = json.loads(done.stdout.splitlines()[-1])
+                shutil.rmtree(folder / "run", ignore_errors=True)
+            said = run("--verb", verb, "--size", str(events), "--folder", str(folder))
+            row[verb] = json.loads(said.splitlines()[-1])
             print(events, verb, json.dumps(row[verb], indent=1), flush=True)
             save(rows)
-        shutil.rmtree(folder, ignore_errors=True)
+        if set(row) == set(VERBS):
+            shutil.rmtree(folder)
+
+
+def run(*words: str) -> str:
+    """This script in a process of its own."""
+    command = [sys.executable, __file__, *words]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def save(rows: dict[str, dict[str, dict]]) -> None:
@@ -230,19 +251,20 @@ def save(rows: dict[str, dict[str, dict]]) -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "rows": rows,
     }
-    whole = sorted(int(events) for events, row in rows.items() if len(row) == len(VERBS))
-    if len(whole) > 1:
-        small, large = rows[str(whole[0])], rows[str(whole[-1])]
-        steps = (("fit", "open"), ("fit", "train and judge"), ("predict", "predict"))
-        more = {
-            step: large[verb][step]["private_mb"] - small[verb][step]["private_mb"]
-            for verb, step in steps
-        }
-        events = whole[-1] - whole[0]
-        result["growth_private_mb"] = more
-        result["growth_bytes_per_event"] = {
-            k: round(2**20 * v / events, 1) for k, v in more.items()
-        }
+    growth = {}
+    for verb in VERBS:
+        known = sorted(int(events) for events, row in rows.items() if verb in row)
+        if len(known) > 1:
+            peaks = [rows[str(n)][verb]["peak"]["private_mb"] for n in (known[0], known[-1])]
+            more = peaks[1] - peaks[0]
+            events = known[-1] - known[0]
+            growth[verb] = {
+                "from": known[0],
+                "to": known[-1],
+                "private_mb": more,
+                "bytes_per_event": round(2**20 * more / events, 1),
+            }
+    result["growth"] = growth
     part = OUT.with_name(f".{OUT.name}.part")
     part.write_text(json.dumps(result, indent=1) + "\n")
     part.replace(OUT)

@@ -29,12 +29,12 @@ if __name__ == "__main__":
 
     tested = model.backtest(windows=3, step=7)  # weights stay; refit=True would train each time
     print(tested.scores[["model", "MASE", "CRPS", "coverage 80"]].round(3).to_string(index=False))
-    print(tested.frame.iloc[:3, :7].round(1).to_string(index=False))
+    print(tested.frame.iloc[:3, :7].to_string(index=False, float_format="%.1f"))
 
     # Two weeks have passed: read the new rows, without training, and forecast from there.
     model.update(later)
-    bands = model.forecast(levels=(80,)).round(1)
-    print(bands[bands["unique_id"] == "East"].to_string(index=False))
+    bands = model.forecast(levels=(80,))
+    print(bands[bands["unique_id"] == "East"].to_string(index=False, float_format="%.1f"))
 
     # Whole futures, whose steps hang together: what a week brings in all.
     paths = model.forecast(samples=200)

@@ -31,13 +31,15 @@ def ratings(items, *, users, steps, new, seed=0):
     cell = items.groupby([colour, "style_name"])["item"]
     fresh = cell.transform(lambda own: rng.permutation(len(own)) < round(new * len(own)))
     fresh = fresh.astype(bool)
+    cells = {
+        key: list(own) for key, own in items["item"].groupby([colour, items["style_name"], fresh])
+    }
     rows = []
     for user in range(users):
         own, style = rng.choice(colour.unique()), int(rng.integers(len(styles)))
         for step in range(steps):
-            fits = (colour == own) & (items["style_name"] == styles[style % len(styles)])
-            choice = items["item"][fits & (fresh == (step == steps - 1))]
-            if len(choice):
+            choice = cells.get((own, styles[style % len(styles)], new > 0 and step == steps - 1))
+            if choice:
                 rows.append((f"u{user:03}", rng.choice(choice), 1_700_000_000 + 60 * step + user))
             style += 1
     return pd.DataFrame(rows, columns=["user", "item", "time"]), set(items["item"][fresh])

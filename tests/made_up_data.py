@@ -46,3 +46,15 @@ def prose():
     rng = np.random.default_rng(0)
     words = ["the", "cat", "sat", "on", "a", "mat", "caf\u00e9", "and", "ran"]
     return " ".join(rng.choice(words, 3000)) + ".\n"
+
+
+def demand(days, seed=0):
+    """Like demand for electricity: a day, a week, and noise that lasts for some hours."""
+    rng = np.random.default_rng(seed)
+    hours = np.arange(24 * days)
+    noise = np.zeros(len(hours))
+    for t in range(1, len(hours)):
+        noise[t] = 0.6 * noise[t - 1] + rng.normal()
+    weekend = (hours // 24) % 7 >= 5
+    y = 50 + 10 * np.sin(hours * 2 * np.pi / 24) - 5 * weekend + noise
+    return pd.DataFrame({"time": pd.date_range("2024-01-01", periods=len(y), freq="h"), "load": y})

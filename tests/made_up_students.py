@@ -10,14 +10,15 @@ import pandas as pd
 START = pd.Timestamp("2024-01-01")
 
 
-def students(users=400, skills=8, each=6, answers=50, seed=0, gain=1.2):
+def students(users=400, skills=8, each=6, answers=50, seed=0, gain=1.2, talent=0.5):
     """A frame of answers, and the chance of a right one for each of them."""
+    spread = talent
     rng = np.random.default_rng(seed)
     difficulty = rng.normal(0, 1.0, (skills, each))
     life = rng.uniform(10, 60, skills)
     rows, chance = [], []
     for user in range(users):
-        ability, talent = rng.normal(0, 0.7), rng.normal(0, 0.5, skills)
+        ability, talent = rng.normal(0, 0.7), rng.normal(0, spread, skills)
         memory, met, now = np.zeros(skills), np.zeros(skills), 0.0
         skill = int(rng.integers(skills))
         for _ in range(int(rng.integers(answers // 2, answers + 1))):

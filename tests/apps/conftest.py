@@ -1,7 +1,9 @@
 """Small data of every kind, and a model of each, fitted once."""
 
 import pytest
+from made_up_catalogue import catalogue, ratings
 from made_up_data import TINY, events_frame, interactions_frame, prose, series_frame
+from made_up_students import students
 
 from stepscan.apps.fit import fit
 from stepscan.apps.kinds import domain_of
@@ -18,19 +20,29 @@ def files(tmp_path_factory):
     events_frame().to_csv(folder / "events.csv", index=False)
     series_frame().to_csv(folder / "series.csv", index=False)
     interactions_frame().to_csv(folder / "interactions.csv", index=False)
+    items = catalogue()
+    items.to_csv(folder / "items.csv", index=False)
+    taken, _ = ratings(items, users=30, steps=6, new=0.34)
+    taken.to_csv(folder / "taken.csv", index=False)
+    students(users=24, answers=20)[0].to_csv(folder / "answers.csv", index=False)
     return {
         "text": folder / "prose.txt",
         "events": folder / "events.csv",
         "series": folder / "series.csv",
         "interactions": folder / "interactions.csv",
+        "item_texts": folder / "taken.csv",
+        "responses": folder / "answers.csv",
         "labelled": "digits",
     }
 
 
 @pytest.fixture(scope="session")
-def options():
+def options(files):
     """How to read each file."""
-    return {"series": DataOptions(horizon=6, test=24, valid=24)}
+    return {
+        "series": DataOptions(horizon=6, test=24, valid=24),
+        "item_texts": DataOptions(items=str(files["item_texts"].with_name("items.csv"))),
+    }
 
 
 @pytest.fixture(scope="session")

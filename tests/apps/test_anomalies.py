@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_up_data import demand
+from quick_series import quick_series
 from scipy import stats
 
-from stepscan.apps.fit import fit
 from stepscan.apps.model import Model
 from stepscan.apps.series.anomalies import NAIVE, Tail, fit_tail, pareto, score_steps
 from stepscan.cli import main
@@ -18,25 +19,13 @@ DAY = 24
 HOW = DataOptions(horizon=12, test=400, valid=700)
 
 
-def demand(days, seed=0):
-    """Like demand for electricity: a day, a week, and noise that lasts for some hours."""
-    rng = np.random.default_rng(seed)
-    hours = np.arange(days * DAY)
-    noise = np.zeros(len(hours))
-    for t in range(1, len(hours)):
-        noise[t] = 0.6 * noise[t - 1] + rng.normal()
-    weekend = (hours // DAY) % 7 >= 5
-    y = 50 + 10 * np.sin(hours * 2 * np.pi / DAY) - 5 * weekend + noise
-    return pd.DataFrame({"time": pd.date_range("2024-01-01", periods=len(y), freq="h"), "load": y})
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("anomalies")
     demand(120).to_csv(folder / "load.csv", index=False)
-    fit(
-        folder / "load.csv", options=HOW, layers="nlinear[window=168]", steps=80, rows=4,
-        length=400, learning_rate=3e-3, quiet=True, out=folder / "run",
+    quick_series(
+        folder / "load.csv", HOW, folder / "run", layers="nlinear[window=168]", steps=80, rows=4,
+        length=400, learning_rate=3e-3,
     )  # fmt: skip
     return folder / "run"
 
@@ -55,7 +44,7 @@ def test_the_tail_is_a_generalised_pareto_distribution():
 
 
 def test_probabilities_are_those_of_the_scores():
-    """Of a normal sample; in the tail, which is lighter than any that is fitted, on the safe side."""
+    """Of a normal sample; in its tail, lighter than any that is fitted, on the safe side."""
     rng = np.random.default_rng(0)
     tail = fit_tail(np.abs(rng.normal(size=3000)))
     for score in (0.5, 1.0, 2.0, 3.0, 3.5):

@@ -277,6 +277,13 @@ def test_every_claim_names_what_there_is():
             parse(mixer)
 
 
+def test_who_is_said_to_solve_a_task_has_to():
+    claim = CLAIM._replace(least=0.9)
+    for score, verdict in (((0.9, 0.95), "in part"), ((0.97, 0.99), "reproduced")):
+        cells = [cell("gru", "parity", score), cell("gla", "parity", (0.5, 0.55))]
+        assert orderings.check(cells, [claim])[0]["verdict"] == verdict
+
+
 def test_a_claim_about_options_asks_for_these():
     claim = CLAIM._replace(better=("min_gru[eig_range=(-1,1)]",), worse=("min_gru",))
     wide, plain = "min_gru[eig_range=(-1, 1)]", "min_gru[window=2]"

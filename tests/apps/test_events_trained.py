@@ -77,7 +77,7 @@ def test_a_trained_model_is_within_a_point_of_the_best(layers, seed, log, record
         trainer.run()
         model = candidate.finish()
     scores = domain.score(model)
-    record_property("scores", f"{layers} {seed}: {scores}; best {best:.4f}; {simple}")
+    record_property("scores", f"{scores}; best {best:.4f}; {simple}")
     assert scores["accuracy"] >= best - 0.01
     assert scores["accuracy"] > simple["mined net"]["accuracy"]
     assert scores["accuracy"] > simple["Markov chain"]["accuracy"]

@@ -10,6 +10,7 @@ import torch
 from made_up_data import TINY, events_frame, interactions_frame, series_frame
 
 import stepscan as ss
+from stepscan.cli import main
 from stepscan.data import DataError, DataOptions, open_dataset
 from stepscan.data.frames import frame_table, is_frame
 
@@ -19,7 +20,7 @@ HOURS = pd.date_range("2024-01-01", periods=4, freq="h")
 def same_parts(one, other):
     """Whether two data sets say the same to a model."""
     for name, packed in one.parts.items():
-        at = np.arange(len(packed))
+        at = torch.arange(len(packed))
         here, there = other.parts[name].inputs_at(at), packed.inputs_at(at)
         for a, b in zip(here, there, strict=True):
             assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-5)
@@ -189,3 +190,17 @@ def test_a_log_on_disk_is_judged_by_some_of_it_and_says_so(files, tmp_path, monk
     (note,) = (line for line in section["data"]["findings"] if line.startswith("judged"))
     assert "of train" in note
     assert model.schema == ss.load(tmp_path / "run").own_data().schema
+
+
+def test_the_command_writes_a_file_of_answers(models, files, tmp_path, capsys):
+    model = models("events")
+    run = model.about["folder"]
+    out = tmp_path / "next.csv"
+    assert (
+        main(["predict", run, "--file", str(files["events"]), "--out", str(out), "--top", "2"]) == 0
+    )
+    found = pd.read_csv(out)
+    assert f"saved  {out}  {len(found)} rows" in capsys.readouterr().out
+    assert list(found.columns) == ["case", "place", "activity", "probability"]
+    assert main(["predict", run, "JFK>LAX", "--out", str(out)]) == 2
+    assert "--out goes with --file" in capsys.readouterr().err

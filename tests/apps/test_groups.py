@@ -21,7 +21,7 @@ def test_the_variance_is_that_of_the_intervals_so_far():
     mean = np.array([0, 2, 5, 1, 0, 10, 10, 10, 0]).mean()
     want = [np.var(np.array(gaps) / mean) for gaps in ([2, 5], [2, 5, 1])]
     assert found[[2, 3]] == pytest.approx(want)
-    assert found[[6, 7]] == pytest.approx(0), "regular intervals have no variance"
+    assert (found[[6, 7]] == 0).all(), "regular intervals have no variance"
     assert np.isnan(found[[0, 1, 4, 5, 8]]).all()
     assert len(variances(stamps[:0], begins[:0])) == 0
 
@@ -56,6 +56,7 @@ def test_the_report_of_recommendation_holds_them():
 
 def test_what_came_before_decides_not_what_came_after():
     frame = interactions_frame()
+    frame["timestamp"] += np.random.default_rng(0).integers(90, size=len(frame))
     late = frame.copy()
     last = late.groupby("user")["timestamp"].idxmax()
     late.loc[last, "timestamp"] += 10**6

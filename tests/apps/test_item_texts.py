@@ -19,7 +19,7 @@ from stepscan.apps.model import Model
 from stepscan.apps.ranking import ranks
 from stepscan.data.base import DataOptions
 from stepscan.data.batches import draw
-from stepscan.data.item_texts import CLOSE, KEY, MASK, VALUE
+from stepscan.data.item_texts import CLOSE, KEY, MASK, VALUE, item_text_dataset
 from stepscan.data.open import open_dataset
 from stepscan.data.tables import Table
 from stepscan.models import Inputs, SequenceModel
@@ -79,9 +79,7 @@ def test_an_item_is_read_alone_whatever_is_read_beside_it(domain, network):
 
 def test_the_contrast_is_cross_entropy_over_the_items_of_the_batch(domain, network):
     batch = draw(domain.dataset.parts["train"], 0, rows=4, length=48, seed=0)
-    found, state = Contrast(domain.sentences, words=0.0)(network, batch, None)
     torch.manual_seed(0)  # hidden words are drawn: compute with the same ones
-    torch.manual_seed(0)
     found, state = Contrast(domain.sentences, words=0.0)(network, batch, None)
     torch.manual_seed(0)
     tokens, _ = hide(batch.tokens, network.config.tokens[0])
@@ -275,8 +273,6 @@ def test_what_was_learned_on_one_catalogue_helps_on_another(cold, record_propert
     colours = ["red", "green", "blue", "white", "black", "amber", "violet", "silver"]
     items = catalogue((STYLES, colours, animals), start=5000)
     taken, _ = ratings(items, users=40, steps=7, new=0.34, seed=5)
-    from stepscan.data.item_texts import item_text_dataset  # noqa: PLC0415
-
     second = domain_of(
         item_text_dataset(
             Table(taken, "taken"),

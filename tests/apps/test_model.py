@@ -131,7 +131,9 @@ def test_series_of_any_clock_stream_in_pieces(clock, cuts, tmp_path):
     model = Model(SequenceModel(domain.config("min_gru", 16)), domain.schema)
     wanted, end = model.stream(frame)
     parts = pieces(frame, cuts)
-    if future:  # what is known ahead has to be there, and comes again with its values
+    # What is known ahead has to be there, and comes again with its values; of irregular steps that
+    # is when they are.
+    if future or clock == "irregular":
         after = [frame[len(frame) :], *(frame[cut : cut + 6].assign(y=np.nan) for cut in cuts)]
         parts = [pd.concat([p, a]) for p, a in zip(parts, [*after[1:], after[0]], strict=True)]
     said, state = streamed(model, parts)

@@ -182,7 +182,8 @@ def test_a_model_learns_on_from_new_data(run, tmp_path):
     assert not all(same), "it has learned on"
     far = [(p - q).abs().max() for p, q in zip(*map(_weights, (old, new)), strict=True)]
     assert max(far) < 0.2, "from where it was"
-    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
     looks = [r["scores"]["MASE"] for r in records if r["event"] == "evaluation"]
     assert new.about["valid"]["MASE"] <= min(looks) + 1e-9
     assert resume(tmp_path / "run", quiet=True).schema == new.schema

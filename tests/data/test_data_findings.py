@@ -63,6 +63,19 @@ def test_a_covariate_that_is_the_future_target_is_found(ahead, noise):
     assert line.startswith(f'covariate "sales" moves as the target {ahead} steps later does')
 
 
+def test_a_leak_is_found_beside_wild_values_and_series_of_other_sizes():
+    frames = []
+    for i, name in enumerate("abc"):
+        frame = sensors(seed=i).assign(unique_id=name)
+        frame["y"] *= 100.0**i
+        frame["plan"] = 3 * frame["y"].shift(-2).fillna(0)
+        frames.append(frame)
+    frame = pd.concat(frames, ignore_index=True)
+    frame.loc[700, "y"] = 9e5
+    lines = of_sensors(frame, id="unique_id")
+    assert [f for f in lines if 'covariate "plan" moves as the target 2 steps later' in f]
+
+
 def test_the_past_of_the_target_is_no_leak():
     frame = sensors()
     frame["yesterday"] = frame["y"].shift(24).bfill()

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
 from stepscan.data import DataError, Packed, gather
 from stepscan.data.files import read_table
@@ -84,9 +86,6 @@ def test_a_sequence_is_never_cut(tmp_path):
 
 @pytest.mark.parametrize("told", [True, False], ids=["nullable", "plain"])
 def test_whole_numbers_with_gaps_are_named_as_in_memory(told, tmp_path):
-    import pyarrow as pa
-    from pyarrow import parquet
-
     path = tmp_path / "log.parquet"
     frame = pd.DataFrame({"who": [1, 2, None, 10] * 50, "when": range(200)}, dtype="Int64")
     table = pa.Table.from_pandas(frame)
@@ -125,7 +124,10 @@ def test_numbers_and_dates_do_not_mix(tmp_path):
 def test_a_file_that_is_cut_off_is_told(tmp_path):
     text = frame_of("iso").to_csv(index=False)
     (tmp_path / "log.csv").write_text(text[: text.rindex(",2024")])
-    with Workshop() as shop, pytest.raises(DataError, match="row 900 has 2 cells, the header has 4"):
+    with (
+        Workshop() as shop,
+        pytest.raises(DataError, match="row 900 has 2 cells, the header has 4"),
+    ):
         list(pieces_of(tmp_path / "log.csv", shop.path))
 
 

@@ -1,4 +1,4 @@
-"""Linear models of series: the published maps, the laws of a model, the checks of rows 56 and 57."""
+"""Linear models of series: the published maps, the laws of a model, the checks of row 56."""
 
 import time
 
@@ -223,8 +223,10 @@ def test_the_sparse_cost_is_the_papers():
     """0 at 0, even, below 1, and with a finite slope at 0; by hand at one weight."""
     cost = lambda w: float(sparse_cost(torch.tensor([[w]], dtype=torch.float64)))  # noqa: E731
     assert cost(0.0) == 0
-    assert cost(0.3) == cost(-0.3) == pytest.approx(
-        2 / (1 + np.exp(-3 * (0.301 ** (1 / 3) - 0.001 ** (1 / 3)))) - 1
+    assert (
+        cost(0.3)
+        == cost(-0.3)
+        == pytest.approx(2 / (1 + np.exp(-3 * (0.301 ** (1 / 3) - 0.001 ** (1 / 3)))) - 1)
     )
     assert cost(0.3) == pytest.approx(2 / (1 + np.exp(-3 * 0.3 ** (1 / 3))) - 1, abs=0.1)
     assert 0.9 < cost(20.0) < 1
@@ -247,7 +249,7 @@ def test_ar_learns_the_coefficients_of_least_squares(seed):
     y = y / y.std()
     model = train_ar(y, 10, steps=400, seed=seed)
     distance = np.abs(model.coefficients()[0].numpy() - least_squares(y, 10)).max()
-    print(f"seed {seed}: largest distance {distance:.1e}")
+    print(f"seed {seed}: largest distance {distance:.1e}")  # noqa: T201
     assert distance <= 1e-2
 
 
@@ -267,7 +269,7 @@ def test_sparse_ar_finds_the_lags(seed):
     dense = train_ar(y, 50, **how).coefficients()[0].numpy()
     without = set(np.flatnonzero(np.abs(dense) > 0.02) + 1)
     scores = [2 * len(lags & set(true)) / (len(lags) + len(true)) for lags in (found, without)]
-    print(f"seed {seed}: F1 {scores[0]:.2f}, without the regulariser {scores[1]:.2f}")
+    print(f"seed {seed}: F1 {scores[0]:.2f}, without the regulariser {scores[1]:.2f}")  # noqa: T201
     assert scores[0] >= 0.9
     assert scores[1] < 0.9, "the regulariser would not be needed"
 
@@ -283,16 +285,14 @@ def test_cost_against_the_order():
     orders = (100, 200, 400, 700, 1000)
     ours, theirs = [], []
     for order in orders:
-        model = build(
-            LinearSeriesConfig(name="ar", head=Regress(outputs=1), reals=2, window=order)
-        )
+        model = build(LinearSeriesConfig(name="ar", head=Regress(outputs=1), reals=2, window=order))
         reals = torch.zeros(1, len(y), 2)
         reals[0, :, 0] = torch.from_numpy(y)
         rows = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(y, order)[:-1])
         ours.append(_fastest(lambda: model(reals)[0].square().mean().backward()))  # noqa: B023
         theirs.append(_fastest(lambda: np.linalg.solve(rows.T @ rows, rows.T @ y[order:])))  # noqa: B023
     slopes = [np.polyfit(np.log(orders), np.log(times), 1)[0] for times in (ours, theirs)]
-    print(f"slope {slopes[0]:.2f}, least squares {slopes[1]:.2f}")
+    print(f"slope {slopes[0]:.2f}, least squares {slopes[1]:.2f}")  # noqa: T201
     assert slopes[0] <= 1.2
     assert slopes[1] >= 1.8
 

@@ -31,7 +31,9 @@ def some(head):
         case "classify":
             return draw(B, T, V), {"label": token}
         case "next_event":
-            return EventOutput(draw(B, T, V), draw(B, T, 3, M)), {"token": token, "gap": gap}
+            until = torch.rand(B, T).double().masked_fill(torch.rand(B, T) < 0.4, math.nan)
+            outputs = EventOutput(draw(B, T, V), draw(B, T, 3, M), draw(B, T, 3, M))
+            return outputs, {"token": token, "gap": gap, "remaining": until}
         case "forecast":
             return draw(B, T, H, len(LEVELS)), {"future": future}
         case "regress":
@@ -43,7 +45,7 @@ every_head = pytest.mark.parametrize(
     [
         NextToken(vocab=V),
         Classify(classes=V),
-        NextEvent(vocab=V, mixtures=M),
+        NextEvent(vocab=V, mixtures=M, remaining=True),
         Forecast(horizon=H, quantiles=LEVELS),
         Regress(outputs=H),
     ],
@@ -67,22 +69,31 @@ def test_cross_entropy_is_torchs(head):
     torch.testing.assert_close(loss(head, logits, targets).mean, want)
 
 
-def test_gap_is_the_likelihood_of_a_mixture():
-    head = NextEvent(vocab=V, mixtures=M)
+@pytest.mark.parametrize("name", ["gap", "remaining"])
+def test_a_time_costs_the_likelihood_of_a_mixture(name):
+    head = NextEvent(vocab=V, mixtures=M, remaining=True)
     outputs, targets = some(head)
-    targets["gap"][0, 0] = 0.0  # two events of one instant
-    weights, means, scales = outputs.gap.unbind(-2)
+    targets[name][0, 0] = 0.0  # two events of one instant
+    weights, means, scales = getattr(outputs, name).unbind(-2)
     mixture = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(logits=weights),
         torch.distributions.Normal(means, scales.exp()),
     )
-    outputs = outputs._replace(
-        gap=torch.stack([weights.log_softmax(-1), means, scales], -2)  # as the head gives them
-    )
-    want = -mixture.log_prob(targets["gap"].nan_to_num(1.0).clamp_min(SHORTEST).log())
-    total, count = loss(head, outputs, targets).sums["gap"]
-    torch.testing.assert_close(total, want[asked(targets["gap"])].sum())
-    assert count == asked(targets["gap"]).sum()
+    given = torch.stack([weights.log_softmax(-1), means, scales], -2)  # as the head gives them
+    outputs = outputs._replace(**{name: given})
+    want = -mixture.log_prob(targets[name].nan_to_num(1.0).clamp_min(SHORTEST).log())
+    total, count = loss(head, outputs, targets).sums[name]
+    torch.testing.assert_close(total, want[asked(targets[name])].sum())
+    assert count == asked(targets[name]).sum()
+
+
+def test_the_rest_of_a_case_is_learned_only_where_it_is_said():
+    outputs, targets = some(NextEvent(vocab=V, mixtures=M))
+    without = loss(NextEvent(vocab=V, mixtures=M), outputs, targets)
+    with_it = loss(NextEvent(vocab=V, mixtures=M, remaining=True), outputs, targets)
+    assert set(with_it.sums) - set(without.sums) == {"remaining"}
+    total, count = with_it.sums["remaining"]
+    torch.testing.assert_close(with_it.mean - without.mean, total / count)
 
 
 def test_pinball_is_its_definition():

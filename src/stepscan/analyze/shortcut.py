@@ -82,7 +82,7 @@ def influence(
     """
     seen: list[Tensor] = []
 
-    def keep(module: torch.nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def keep(module: torch.nn.Module, args: tuple[object, ...], out: Tensor) -> Tensor:
         seen.append(out.detach().requires_grad_())
         return seen[-1]
 

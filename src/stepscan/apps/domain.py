@@ -117,9 +117,7 @@ class Domain(abc.ABC):
         """
         return max(1, self.recipe.length // 2)
 
-    def config(
-        self, layers: str | None = None, width: int | None = None, **options: Any
-    ) -> Config:
+    def config(self, layers: str | None = None, width: int | None = None, **options: Any) -> Config:
         """The config of a model for this data."""
         tokens, reals = self.dataset.inputs
         chosen: dict[str, Any] = {

@@ -24,6 +24,7 @@ from stepscan.apps.fit import fit
 from stepscan.apps.model import Model
 from stepscan.data.base import DataError, DataOptions
 from stepscan.data.sequences import long_frame
+from stepscan.data.tables import MISSING
 from stepscan.train.evaluate import walk_outputs
 
 try:
@@ -147,14 +148,14 @@ class SequenceClassifier(ClassifierMixin, _OfSequences):
         self.classes_, place = np.unique(np.asarray(y), return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(f"want sequences of two classes or more, got {len(self.classes_)}")
-        width = len(str(len(self.classes_)))
-        self._fit(X, [f"class {i:0{width}}" for i in place], "class", "label")
+        self.names_ = _names(self.classes_)
+        self._fit(X, [self.names_[i] for i in place], "class", "label")
         return self
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "S K"]:
         """The probability of each of `classes_`."""
         chances = self._model.probabilities(self._sequences(X))
-        at = [int(name.split()[1]) for name in self._model.schema.classes]
+        at = [self.names_.index(name) for name in self._model.schema.classes]
         ordered = np.zeros((len(chances), len(self.classes_)))
         ordered[:, at] = chances
         return ordered
@@ -163,6 +164,13 @@ class SequenceClassifier(ClassifierMixin, _OfSequences):
         """The likeliest class."""
         chances = self.predict_proba(X)
         return self.classes_[chances.argmax(1)]
+
+
+def _names(classes: Shaped[np.ndarray, " K"]) -> list[str]:
+    """What the model calls the classes: the same, where they are plain words."""
+    words = [str(one) for one in classes]
+    plain = classes.dtype.kind in "US" and all(w == w.strip() and w not in MISSING for w in words)
+    return words if plain else [f"class {i}" for i in range(len(words))]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

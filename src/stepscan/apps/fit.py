@@ -131,7 +131,7 @@ def fit(
     runs.write_json(folder / PLAN, plan)
     voice.say(*dataset.lines())
     if old is not None:
-        voice.say(warm.line(old, dataset.schema))
+        voice.say(warm.line(old, domain))
     return _run(domain, config, train, folder, voice, resume=False)
 
 
@@ -173,6 +173,7 @@ def _run(
         "reach": domain.reach,
         **domain.about(),
         **{k: plan[k] for k in ("source", "options")},
+        **({"warm_start": plan["warm_start"]} if plan.get("warm_start") else {}),
     }
 
     def keep(model: SequenceModel, scores: Scores) -> None:

@@ -201,7 +201,9 @@ class Model:
         """What the model was trained on, if it is still where it was."""
         try:
             options = self.about["options"]
-            return open_dataset(self.about["source"], options and DataOptions(**tuples(options)))
+            like = self.schema if "warm_start" in self.about else None
+            told = options and DataOptions(**tuples(options))
+            return open_dataset(self.about["source"], told, like)
         except (KeyError, TypeError):
             raise DataError(f"{self!r} does not know its data: name a file") from None
 

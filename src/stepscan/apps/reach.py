@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepscan.analyze.reach import influence
 from stepscan.apps.domain import Domain
 from stepscan.data.base import Packed
-from stepscan.models import Inputs, SequenceModel
+from stepscan.models import Inputs
 
 HISTORIES = 32
 FEWEST = 8
@@ -18,7 +18,7 @@ LONGEST = 129  # steps: lags up to 128
 LEAST = 0.01  # of an unrelated answer: below, a step counts for nothing
 
 
-def looks_back(domain: Domain, models: Mapping[str, SequenceModel]) -> list[dict[str, Any]]:
+def looks_back(domain: Domain, models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
     """A picture of the influence of each step on the answer; none where histories are too short."""
     packed = domain.dataset.parts["test"]
     readable = {who: model for who, model in models.items() if getattr(model, "causal", True)}

@@ -47,7 +47,9 @@ def scaling(
     if metric.better != "lower":
         return {"findings": [f"{metric.name} does not fall with time: no law of scaling is fitted"]}
     rows = [row for row in section["candidates"] if not row["baseline"]]
-    configs = {row["name"]: domain.candidate(row["name"], row["config"].get("width")) for row in rows}
+    configs = {
+        row["name"]: domain.candidate(row["name"], row["config"].get("width")) for row in rows
+    }
     points: dict[str, list[list[float]]] = {}
     for row in rows:
         scores = [score for score in row["scores"][metric.name] if score is not None]

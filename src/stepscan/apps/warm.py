@@ -13,6 +13,7 @@ import os
 import torch
 
 from stepscan.apps.candidate import Candidate
+from stepscan.apps.domain import Domain
 from stepscan.apps.model import Model
 from stepscan.data.base import DataOptions
 from stepscan.data.series import SeriesSchema
@@ -85,8 +86,10 @@ def inherit(candidate: Candidate, network: SequenceModel) -> None:
             stretch.fill_(1.0)
 
 
-def line(model: Model, schema: SeriesSchema) -> str:
+def line(model: Model, domain: Domain) -> str:
     """What is kept, for people."""
+    schema = domain.dataset.schema
+    assert isinstance(schema, SeriesSchema)
     new = len(set(schema.names) - set(model.schema.names))
     added = f"; {new:,} new series are measured and added" if new else ""
     return (

@@ -37,9 +37,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = parse(Args, argv, command="anomalies")
     model = Model.load(args.model)
-    frame = model.anomalies(
-        of_data(args.data, model), rate=args.rate, ahead=args.ahead or None
-    )
+    frame = model.anomalies(of_data(args.data, model), rate=args.rate, ahead=args.ahead or None)
     found = frame[frame["anomaly"]].sort_values("score", ascending=False)
     said = f"{len(found):,} of {len(frame):,} values at a rate of {args.rate:g}"
     if args.out is not None:

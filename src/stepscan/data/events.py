@@ -201,7 +201,7 @@ def event_dataset(
 def check_asked(parts: Mapping[str, Packed], case: str, name: str) -> None:
     """Raise `DataError` if a part has no event that follows another."""
     for key, packed in parts.items():
-        if not bool((packed.targets_as_stored["token"] >= 0).any()):
+        if bool(packed.targets_as_stored["gap"].isnan().all()):
             raise DataError(
                 f"{name}: no case of the {key} part has a second event, so nothing comes next; is "
                 f'"{case}" the column that tells cases apart? Name it with --case'

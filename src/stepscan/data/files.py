@@ -145,7 +145,7 @@ def _checked(
         frame.columns = [TYPED.sub("", c) for c in frame.columns]
     if not len(frame):
         raise DataError(f"{path}: the file has no rows below its header")
-    if len(frame.columns) < 2:
+    if len(frame.columns) < 2 and not is_parquet(path):  # a csv that was cut in the wrong places
         raise DataError(
             f'{path}: found one column, "{frame.columns[0]}"; want a table separated by '
             "comma, semicolon, tab or |, or a text file ending in .txt"

@@ -78,8 +78,8 @@ def leaks(found: Sequences, pieces: list[np.ndarray]) -> list[str]:
             tuple(c[a:b].tobytes() if c.dtype != object else tuple(c[a:b]) for c in columns)
         )
 
-    train = {key(i) for i in pieces[0]}
-    leaked = sum(key(i) in train for piece in pieces[1:] for i in piece)
+    train = {key(i) for i in pieces[0].tolist()}
+    leaked = sum(key(i) in train for piece in pieces[1:] for i in piece.tolist())
     if not leaked:
         return []
     return [f"{leaked:,} held-out sequences are in the training part too, value for value"]

@@ -227,6 +227,8 @@ def variances(
     gap /= max(gap.mean(), 1e-9) if size else 1.0
     first = np.maximum.accumulate(np.where(begins, np.arange(size), 0))
     count = np.arange(size) - first
+    # From the first interval of each user: even ones then have a variance of exactly 0.
+    gap = np.where(begins, 0.0, gap - gap[np.minimum(first + 1, size - 1)]) if size else gap
     sums = [np.cumsum(power) for power in (gap, gap**2)]
     mean, square = ((total - total[first]) / np.maximum(count, 1) for total in sums)
     return np.where(count >= 2, np.maximum(square - mean**2, 0), np.nan)

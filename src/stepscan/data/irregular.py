@@ -1,4 +1,4 @@
-"""Steps that lie on no grid of time: how long ago the last one was, how far ahead the asked ones lie.
+"""Steps that lie on no grid of time: how long ago the last one was, how far ahead the asked lie.
 
     since     log(time since the step before / usual gap)                     0 at the first step
     until     log(time to the h-th step ahead / (h usual gaps))               h = 1 .. H
@@ -50,7 +50,11 @@ def measure_together(grid: Grid, cut: Int[np.ndarray, " S"], stats: Stats) -> St
 
 
 def stamps_ahead(
-    stamps: Int[Tensor, " N"], end: Int[Tensor, "..."], at: Int[Tensor, "..."], horizon: int, gap: float
+    stamps: Int[Tensor, " N"],
+    end: Int[Tensor, "..."],
+    at: Int[Tensor, "..."],
+    horizon: int,
+    gap: float,
 ) -> Int[Tensor, "... H"]:
     """The times of the steps ahead: as in the table, then a usual gap after the other.
 

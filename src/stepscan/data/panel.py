@@ -156,7 +156,7 @@ class SeriesPacked(Packed):
     def origin_at(
         self, at: Int[Tensor, "..."], measured: str = "base"
     ) -> tuple[Float[Tensor, "... H"], Float[Tensor, "..."]]:
-        """What answers are measured from at these positions, and their unit: `Forecast.measured`."""
+        """What answers are measured from here, and their unit: see `Forecast.measured`."""
         if measured == "base":
             return self.base_at(at), self.scale_at(at)
         series = self.series_at(at)

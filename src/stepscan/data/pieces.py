@@ -331,7 +331,8 @@ class _Clock:
         import pandas as pd  # noqa: PLC0415
 
         if values is None:
-            row = int(pd.to_numeric(self._as_text(cells), errors="coerce").isna().argmax())
+            read = pd.to_numeric(cells.astype("str").str.strip(), errors="coerce")
+            row = int(read.isna().to_numpy().argmax())
             raise self._error(cells, row, first, "is not a number, as other times are. Want one "
                               "format throughout.")  # fmt: skip
         if not np.isfinite(values).all():

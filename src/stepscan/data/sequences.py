@@ -88,11 +88,10 @@ def from_table(table: Table, columns: LabelledColumns) -> Sequences:
     findings: list[str] = []
     if not len(table):
         raise DataError(f"{table.name}: want at least one step, got none")
-    if columns.id is None:
-        ids = pd.Series(["1"] * len(table))
-    else:
+    ids: Any = pd.Series(["1"] * len(table))
+    if columns.id is not None:
         ids = labels(table, columns.id, "id")
-    absent = ids.isna().to_numpy()
+    absent = np.asarray(ids.isna(), bool)
     if absent.any():
         findings.append(f'{absent.sum():,} rows without "{columns.id}" left out')
     kept = np.flatnonzero(~absent)
@@ -113,7 +112,11 @@ def from_table(table: Table, columns: LabelledColumns) -> Sequences:
             )
     rows, which = kept[order], which[order]
     firsts = np.flatnonzero(np.diff(which, prepend=-1))
-    groups = columns.group and _one_each(table, columns.group, "group", rows, which, names)
+
+    def one_each(column: str | None, role: str) -> list[str | None] | None:
+        return None if column is None else _one_each(table, column, role, rows, which, names)
+
+    groups, parts = one_each(columns.group, "group"), one_each(columns.part, "part")
     return Sequences(
         names=[str(name) for name in names],
         lengths=np.diff(firsts, append=len(rows)),
@@ -121,9 +124,11 @@ def from_table(table: Table, columns: LabelledColumns) -> Sequences:
         words={
             c: labels(table, c, "channel").fillna("").to_numpy(object)[rows] for c in columns.words
         },
-        answers=columns.label and _one_each(table, columns.label, "label", rows, which, names),
-        parts=columns.part and _parts(table, columns.part, rows, which, names),
-        groups=np.array([g or "" for g in groups], object) if groups else None,
+        answers=one_each(columns.label, "label"),
+        parts=None
+        if parts is None
+        else np.array([PART_NAMES.get((part or "").lower(), FREE) for part in parts]),
+        groups=None if groups is None else np.array([g or "" for g in groups], object),
         findings=tuple(findings),
     )
 
@@ -264,7 +269,8 @@ def _one_each(
     table: Table, column: str, role: str, rows: np.ndarray, which: np.ndarray, names: Any
 ) -> list[str | None]:
     """The one text that a column holds in each sequence; missing cells do not count."""
-    text = labels(table, column, role).iloc[rows].reset_index(drop=True)
+    cells: Any = labels(table, column, role)
+    text = cells.iloc[rows].reset_index(drop=True)
     present = np.flatnonzero(text.notna().to_numpy())
     found: list[str | None] = [None] * len(names)
     codes, different = text.iloc[present].factorize()
@@ -284,13 +290,6 @@ def _one_each(
         if code >= 0:
             found[i] = str(different[code])
     return found
-
-
-def _parts(
-    table: Table, column: str, rows: np.ndarray, which: np.ndarray, names: Any
-) -> Int[np.ndarray, " S"]:
-    found = _one_each(table, column, "part", rows, which, names)
-    return np.array([PART_NAMES.get((part or "").lower(), FREE) for part in found])
 
 
 def tells_parts(table: Table, column: str) -> bool:

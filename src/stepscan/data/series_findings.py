@@ -8,9 +8,10 @@ from stepscan.data.base import Dataset
 from stepscan.data.panel import Panel, SeriesPacked
 from stepscan.data.tables import Table
 
-SAME = 0.99  # correlation of changes: the same series
+SAME = 0.97  # correlation of changes: the same series
 FEWEST = 50  # changes to tell it by
 MOST = 50_000  # steps
+USUAL = 4.0  # times the median change
 WILD = 15.0  # robust standard deviations
 MOVED = 3.0  # of the median of the test part
 
@@ -111,10 +112,18 @@ def _last_values(panel: Panel) -> np.ndarray:
 
 
 def _changes(panel: Panel, values: np.ndarray) -> np.ndarray:
-    """From the step before, in the same series; NaN at a beginning or beside a gap."""
-    change = np.diff(values, prepend=np.nan)
-    change[panel.begin.numpy()] = np.nan
-    return change[:MOST]
+    """From the step before, in the same series, in units of what is usual in it, at most USUAL of
+    them; NaN at a beginning or beside a gap. So no wild value and no large series decides alone.
+    """
+    change = np.diff(values[:MOST], prepend=np.nan)
+    begins = panel.begin.numpy()
+    begins = begins[begins < len(change)]
+    change[begins] = np.nan
+    for piece in np.split(change, begins[1:]):
+        known = np.abs(piece[~np.isnan(piece)])
+        usual = np.median(known) or known.mean() if len(known) else 0.0
+        np.divide(piece, usual or 1.0, out=piece)
+    return change.clip(-USUAL, USUAL)
 
 
 def _agreement(panel: Panel, own: np.ndarray, target: np.ndarray, ahead: int) -> float:

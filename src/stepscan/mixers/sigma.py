@@ -85,8 +85,11 @@ class Sigma(Mixer[SigmaState]):
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> SigmaState:
         """Empty memory, no inputs yet."""
-        parts = (self.flipped, self.conv, self.gru)
-        return SigmaState(*(part.init_state(batch, device=device, dtype=dtype) for part in parts))
+        return SigmaState(
+            self.flipped.init_state(batch, device=device, dtype=dtype),
+            self.conv.init_state(batch, device=device, dtype=dtype),
+            self.gru.init_state(batch, device=device, dtype=dtype),
+        )
 
     def forward(
         self,

@@ -1,13 +1,13 @@
 """Models that are not a stack of mixers: each has a config of its own, read and built here.
 
 A config names its `family` in files; without one it is a `ModelConfig`. It offers head, tokens,
-reals, width, mixers (what a list of layers shows), `to_dict` and `from_dict`, and its model what
-`SequenceModel` does: `config`, `causal`, `init_state` and `forward`.
+reals, width, mixers (what a list of layers shows), `to_dict`, `from_dict` and `build`, which makes
+a `SequenceModel` with parts of its own.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from stepscan.models.config import ModelConfig
 from stepscan.models.linear_series import LinearSeriesConfig
@@ -32,4 +32,4 @@ def build(config: Config) -> SequenceModel:
     """A new model of this config."""
     if isinstance(config, ModelConfig):
         return SequenceModel(config)
-    return cast("SequenceModel", config.build())  # it answers all that is asked of one
+    return config.build()

@@ -293,7 +293,7 @@ def from_dict(data: Mapping[str, Any]) -> HeadConfig:
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     from stepscan.models.sentence_head import NextSentence  # noqa: PLC0415  (it builds on this)
 
-    known_heads = {**HEADS, NextSentence.name: NextSentence}
+    known_heads: dict[str, type[HeadConfig]] = {**HEADS, NextSentence.name: NextSentence}
     cls = lookup(known_heads, str(options.pop("name", "")), kind="head")
     known = {f.name: f for f in dataclasses.fields(cls)}
     for key in options:
@@ -309,7 +309,7 @@ class EventOutput(NamedTuple):
     gap: Float[Tensor, "B T 3 M"]
     """Of a normal mixture over log(time to the next event): log weights, means, log scales."""
     remaining: Float[Tensor, "B T 3 M"] | None = None
-    """The same of the time to the last event of the sequence; no components where it is not said."""
+    """The same of the time to the last event of the sequence; no components where it is unsaid."""
 
 
 class Logits(nn.Module):

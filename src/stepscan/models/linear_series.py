@@ -3,7 +3,8 @@ r"""Linear models of series: one map from the last L values to the next H, for e
     linear    y = W x + b                                    x: the last L values, oldest first
     nlinear   y = W (x - x_L) + x_L + b                      x_L: the last of them
     dlinear   y = W_t m + W_r (x - m) + b                    m: moving average of x, edges repeated
-    ar        y = W x + b, with R(W) added to the loss       R(W) = mean(2 / (1 + exp(-c |w|^(1/c))) - 1)
+    ar        y = W x + b, with R(W) added to the loss
+              R(W) = mean(2 / (1 + exp(-c |w|^(1/c))) - 1)
 
 Sources: Zeng et al. 2022, arXiv:2205.13504 (the first three, LTSF-Linear); Triebe et al. 2019,
 arXiv:1911.12436 (AR-Net). They are whole models, not layers: they read the value itself (the first
@@ -26,7 +27,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,6 +40,7 @@ from stepscan.models import heads
 from stepscan.models.bands import ConstantBands
 from stepscan.models.heads import Forecast, HeadConfig, Regress
 from stepscan.models.inputs import Inputs, as_inputs
+from stepscan.models.model import SequenceModel, State
 from stepscan.names import lookup
 
 VALUE, MISSING = 0, 1  # of the real inputs of a series
@@ -79,7 +81,9 @@ class LinearSeriesConfig:
         for key, least in (("window", 1), ("smooth", 1)):
             value = getattr(self, key)
             if not isinstance(value, int) or not least <= value <= LONGEST:
-                raise ValueError(f"{self.name}: want {key} from {least} to {LONGEST}, got {value!r}")
+                raise ValueError(
+                    f"{self.name}: want {key} from {least} to {LONGEST}, got {value!r}"
+                )
         if self.sparsity is not None and (self.name != "ar" or not 0 < self.sparsity < 1):
             raise ValueError(
                 f"{self.name}: sparsity belongs to ar and lies between 0 and 1, got {self.sparsity}"
@@ -128,23 +132,25 @@ class LinearSeriesState(NamedTuple):
     """1 where there are any."""
 
 
-class LinearSeries(nn.Module):
-    """`model(inputs, state=None, resets=None) -> (outputs, state)`, as every model: see the module
-    docstring. It obeys the laws of a causal mixer.
+class LinearSeries(SequenceModel):
+    """A model whose whole stack is one map: see the module docstring. It has no embedding, blocks
+    or norm, and obeys the laws of a causal mixer.
     """
 
-    causal = True
-
     def __init__(self, config: LinearSeriesConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.map = MAPS[config.name](config)
-        self.head: ConstantBands | None = None
+        nn.Module.__init__(self)  # none of the parts that a stack of mixers has
+        self.config = config  # type: ignore[assignment]
+        self._window, self._sparsity = config.window, config.sparsity
+        self.map: Plain | Decomposed = MAPS[config.name](config)
+        self.head: ConstantBands | None = None  # type: ignore[bad-override]
         if isinstance(head := config.head, Forecast):
-            self.head = ConstantBands(
-                head.horizon, len(head.quantiles), calibrated=head.calibrated
-            )
+            self.head = ConstantBands(head.horizon, len(head.quantiles), calibrated=head.calibrated)
         self.no_decay = tuple(name for name, _ in self.named_parameters())  # as published
+
+    @property
+    def causal(self) -> bool:
+        """It looks back only."""
+        return True
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -153,13 +159,13 @@ class LinearSeries(nn.Module):
         like = next(self.parameters())
         wide = torch.promote_types(dtype or like.dtype, torch.float32)
         device = device or like.device
-        values = torch.zeros(batch, max(self.config.window - 1, 1), device=device, dtype=wide)
+        values = torch.zeros(batch, max(self._window - 1, 1), device=device, dtype=wide)
         return LinearSeriesState(values, torch.zeros(batch, device=device, dtype=torch.int64))
 
     def forward(
         self,
         inputs: Tensor | Inputs,
-        state: LinearSeriesState | None = None,
+        state: State | None = None,
         resets: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Tensor, LinearSeriesState]:
         """Outputs after every step of this stretch ([B T H Q], or [B T H]), and the state."""
@@ -167,11 +173,12 @@ class LinearSeries(nn.Module):
         assert reals is not None
         if state is None:
             state = self.init_state(len(reals), device=reals.device)
+        assert isinstance(state, LinearSeriesState)
         windows, state = read(
-            reals[..., VALUE], reals[..., MISSING] > 0, state, resets, self.config.window
+            reals[..., VALUE], reals[..., MISSING] > 0, state, resets, self._window
         )
-        if self.config.sparsity is not None:
-            strength = STRENGTH * (1 / self.config.sparsity - 1)
+        if self._sparsity is not None:
+            strength = STRENGTH * (1 / self._sparsity - 1)
             charge("sparse", sparse_cost(self.map.coefficients()), weight=strength)
         y = self.map(windows.to(next(self.parameters()).dtype))
         return y if self.head is None else self.head(y), state
@@ -180,15 +187,6 @@ class LinearSeries(nn.Module):
     def coefficients(self) -> Float[Tensor, "H L"]:
         """The weight of each past value in each step ahead; lag 1, the newest, comes first."""
         return self.map.coefficients().flip(-1)
-
-    if TYPE_CHECKING:
-
-        def __call__(  # noqa: D102
-            self,
-            inputs: Tensor | Inputs,
-            state: LinearSeriesState | None = None,
-            resets: Tensor | None = None,
-        ) -> tuple[Any, LinearSeriesState]: ...
 
 
 def read(
@@ -208,9 +206,7 @@ def read(
     begin = torch.where(starts, at, -1).cummax(1).values  # of the segment; -1: before this stretch
     seen = torch.where(missing, -1, at).cummax(1).values
     held = torch.where(seen >= 0, seen, 0)
-    known = torch.where(
-        seen >= begin.clamp(min=0), value.gather(1, held), torch.zeros_like(value)
-    )
+    known = torch.where(seen >= begin.clamp(min=0), value.gather(1, held), torch.zeros_like(value))
     last = state.values[:, -1:].to(value.dtype)
     known = torch.where((seen < 0) & (begin < 0), last, known)
     past = state.values.shape[1]
@@ -290,7 +286,7 @@ class Decomposed(nn.Module):
         return (self(unit) - zero).T
 
 
-MAPS: Mapping[str, type[nn.Module]] = MappingProxyType(
+MAPS: Mapping[str, type[Plain] | type[Decomposed]] = MappingProxyType(
     {"ar": Plain, "dlinear": Decomposed, "linear": Plain, "nlinear": FromTheLast}
 )
 

@@ -77,7 +77,7 @@ class SentenceHead(nn.Module):
 
     def words(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Logits of hidden words."""
-        return self.logits(self.norm(F.gelu(self.dense(hidden))), Inputs())
+        return self.logits(self.norm(F.gelu(self.dense(hidden)))[None], Inputs())[0]
 
     def scores(
         self, users: Float[Tensor, "N D"], items: Float[Tensor, "V D"]

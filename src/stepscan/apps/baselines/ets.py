@@ -8,6 +8,7 @@ missing values. Quantiles are those of its own normal predictive distribution.
 
 import warnings
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def _forecast(
         deviation = y.std() * np.ones(horizon)
         return np.full(horizon, y[-1]), deviation
     seasonal = season if season and len(y) >= SEASONS * season else 0
-    found = []
+    found: list[Any] = []
     for trend in (False, True):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the optimizer stopped early: AIC tells

@@ -76,6 +76,8 @@ class Grams:
 class _Contexts(SymbolModel):
     """Base of what looks at the last symbols: a state holds the context of every length."""
 
+    most: ClassVar[int | None] = 500_000
+
     def __init__(self, depth: int) -> None:
         self.depth = depth  # symbols of the longest context
 

@@ -181,20 +181,35 @@ def continued(
     for which, count, state in walk(model, histories, READ):
         for row in np.flatnonzero(count == [len(histories[i]) for i in which]):
             ends[int(which[row])] = state[row]
-    state = np.repeat(np.stack([ends[i] for i in range(len(histories))]), samples, 0)
-    drawn: list[list[int]] = [[] for _ in state]
+    state = np.stack([ends[i] for i in range(len(histories))])
+    likeliest = _go_on(model, state, schema, None)
+    ways = _go_on(model, np.repeat(state, samples, 0), schema, rng)
+    pieces = [ways[i : i + samples] for i in range(0, len(ways), samples)]
+    return [list(by_likeness(p, [w])[0]) for p, w in zip(pieces, likeliest, strict=True)]
+
+
+def _go_on(
+    model: SymbolModel,
+    state: NDArray[np.float64],
+    schema: EventSchema,
+    rng: np.random.Generator | None,
+) -> list[tuple[int, ...]]:
+    """One way for each row: drawn, or without `rng` the likeliest step each time."""
+    found: list[list[int]] = [[] for _ in state]
     going = np.arange(len(state))
     for _ in range(schema.suffix):
         chance = model.chances(state)
         chance[:, 0] = 0
         upto = chance.cumsum(1)
-        symbols = (upto < rng.random((len(upto), 1)) * upto[:, -1:]).sum(1)
+        if rng is None:
+            symbols = chance.argmax(1)
+        else:
+            symbols = (upto < rng.random((len(upto), 1)) * upto[:, -1:]).sum(1)
         left = symbols != schema.end
         going, state, symbols = going[left], state[left], symbols[left]
         if not len(going):
             break
         for row, symbol in zip(going.tolist(), symbols.tolist(), strict=True):
-            drawn[row].append(symbol)
+            found[row].append(symbol)
         state = model.read(state, symbols)
-    ways = list(map(tuple, drawn))
-    return [list(by_likeness(ways[i : i + samples])[0]) for i in range(0, len(ways), samples)]
+    return list(map(tuple, found))

@@ -54,8 +54,9 @@ SUFFIX = Metric(
     "higher",
     "1 - Damerau-Levenshtein distance / length of the longer one, of the events predicted to come "
     "and those that came: at most 200 held-out cases, cut after a quarter, a half or three "
-    "quarters in turn; mean. Of 16 ways to go on that are drawn by the probabilities of a method, "
-    "the one most like the others is its prediction. Where cases do not end, the next 10 events.",
+    "quarters in turn; mean. The prediction of a method is, of 16 ways to go on drawn by its "
+    "probabilities and the way of the likeliest steps, the one most like those drawn. Where cases "
+    "do not end, the next 10 events.",
 )
 
 
@@ -137,11 +138,15 @@ def similarity(a: Sequence[Any], b: Sequence[Any]) -> float:
     return 1 - damerau_levenshtein(a, b) / longer if longer else 1.0
 
 
-def by_likeness(ways: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The different ones among these, the one with the largest mean similarity to all first."""
+def by_likeness(
+    ways: Sequence[tuple[int, ...]], also: Sequence[tuple[int, ...]] = ()
+) -> list[tuple[int, ...]]:
+    """The different ones among these and others, those most similar to all of `ways`, in the mean,
+    first.
+    """
     count = Counter(ways)
     mean = {
         way: sum(n * similarity(way, other) for other, n in count.items()) / len(ways)
-        for way in count
+        for way in (*count, *also)
     }
-    return sorted(count, key=lambda way: -mean[way])
+    return sorted(mean, key=lambda way: -mean[way])

@@ -157,9 +157,9 @@ class EventModel(NextStepModel):
         if what == "remaining":
             self._wants_ends("predict_table")
         table = self.table(data)
+        packed, names = self.schema.encode(table)
         for words in self.schema.never_seen(table):
             warnings.warn(words, NewInTableWarning, stacklevel=2)
-        packed, names = self.schema.encode(table)
         if what == "next":
             if top < 1:
                 raise ValueError(f"predict: want top >= 1, got {top}")
@@ -195,7 +195,8 @@ class EventModel(NextStepModel):
         last = Inputs(*(None if x is None else x[:, -1:] for x in inputs))
         return Rows(state, last_step(said), last)
 
-    def _seconds(self, mixture: Float[Tensor, "B 1 3 M"]) -> list[float]:
+    def _seconds(self, mixture: Float[Tensor, "B 1 3 M"] | None) -> list[float]:
+        assert mixture is not None
         return (self.schema.unit * median(mixture[:, -1]).double()).tolist()
 
     def _suffix(self, found: Found) -> Suffix:

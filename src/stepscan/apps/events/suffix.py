@@ -4,7 +4,8 @@ Two ways. Beams keep the B likeliest continuations; the likeliest of all is ofte
 empty one, or for B = 1 one that runs in circles, since every single step is likely. Drawing takes
 each activity as often as the model expects it; of some continuations drawn so, the one most like
 the others is the guess that is right to the largest part, in the mean: the decision of least Bayes
-risk (Kumar and Byrne 2004) for the similarity that suffixes are judged by.
+risk (Kumar and Byrne 2004) for the similarity that suffixes are judged by. The way that takes the
+likeliest step each time stands for election too.
 
 The time of an event is the median of the gap, and the attributes of the last event stay as they
 are. A suffix ends with the end of the case, or after so many events.
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from stepscan import state as states
 from stepscan.apps.events.metrics import by_likeness
@@ -111,7 +113,7 @@ def suffixes(
 
 def last_step(said: EventOutput) -> EventOutput:
     """What was said after the last event, [B 1 ...]."""
-    return EventOutput(*(None if x is None else x[:, -1:] for x in said))
+    return pytree.tree_map_only(Tensor, lambda x: x[:, -1:], said)
 
 
 @torch.no_grad()
@@ -194,9 +196,10 @@ def draw_cases(
     rng: torch.Generator,
     reach: int | None = None,
 ) -> list[list[Found]]:
-    """For each history, `samples` suffixes drawn from the model; each different one once, the most
-    like all that were drawn first.
+    """For each history, `samples` suffixes drawn from the model, and that of the likeliest steps;
+    each different one once, the most like all that were drawn first.
     """
+    likeliest = continue_cases(model, schema, rows, most=most, reach=reach)
     said, at = _side_by_side(rows, samples)
     count = len(at.tokens)
     symbols: list[list[int]] = [[] for _ in range(count)]
@@ -226,12 +229,14 @@ def draw_cases(
         Found(*of_one)
         for of_one in zip(symbols, clock, score.tolist(), ended.tolist(), strict=True)
     ]
-    return [_ordered(drawn[i : i + samples]) for i in range(0, count, samples)]
+    pieces = [drawn[i : i + samples] for i in range(0, count, samples)]
+    return [_ordered(piece, also) for piece, also in zip(pieces, likeliest, strict=True)]
 
 
-def _ordered(drawn: list[Found]) -> list[Found]:
-    different = {tuple(one.symbols): one for one in reversed(drawn)}
-    return [different[way] for way in by_likeness([tuple(one.symbols) for one in drawn])]
+def _ordered(drawn: list[Found], also: list[Found]) -> list[Found]:
+    different = {tuple(one.symbols): one for one in (*also, *reversed(drawn))}
+    ways, others = ([tuple(one.symbols) for one in some] for some in (drawn, also))
+    return [different[way] for way in by_likeness(ways, others)]
 
 
 class _At(NamedTuple):
@@ -246,7 +251,7 @@ def _side_by_side(rows: Rows, copies: int) -> tuple[EventOutput, _At]:
     assert rows.inputs.tokens is not None
     assert rows.inputs.reals is not None
     spread = torch.arange(len(rows.inputs.tokens)).repeat_interleave(copies)
-    said = EventOutput(*(None if x is None else x[spread] for x in rows.said))
+    said = states.select(rows.said, spread)
     tokens, reals = rows.inputs.tokens[spread, 0], rows.inputs.reals[spread, 0]
     return said, _At(states.select(rows.state, spread), tokens, reals)
 

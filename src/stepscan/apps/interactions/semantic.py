@@ -31,10 +31,11 @@ from stepscan.data.batches import draw
 from stepscan.generate.constrained import Trie, spelled, trie_beams
 from stepscan.layers.projection import Linear
 from stepscan.models import Inputs, ModelConfig, Regress, SequenceModel
-from stepscan.ops.quantize import Residual, residual_vq
+from stepscan.ops.quantize import Residual, moved_codes, residual_vq
 from stepscan.train.optimizer import adamw, set_rate
 from stepscan.train.schedule import rate
 
+ROWS = 256  # histories read side by side
 Training = Literal["joint", "two stages"]
 
 
@@ -54,7 +55,7 @@ class SemanticConfig:
     """Temperature of the chances at the start."""
     coldest: float = 0.01
     """And at the end."""
-    uniformity: float = 0.1
+    uniformity: float = 1.0
     """Weight of the uniform use of codes."""
     reconstruction: float = 1.0
     """Weight of what codes say about the features."""
@@ -154,6 +155,23 @@ class SemanticItems(nn.Module):
         return Trie(self.identify().codes, self.config.codes)
 
 
+@torch.no_grad()
+def start_codes(model: SemanticItems, seed: int, rounds: int = 10) -> None:
+    """Put the codes of each level among what it quantises, by k-means over the catalogue, as the
+    tokenisers of generative recommendation begin; codes far from all items would never be chosen.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    left = model.encode(model.features)
+    for level in model.codes:
+        chosen = torch.randint(len(left), (len(level),), generator=rng)
+        if len(left) >= len(level):
+            chosen = torch.randperm(len(left), generator=rng)[: len(level)]
+        level.copy_(left[chosen])
+        for _ in range(rounds):
+            level.copy_(moved_codes(level[None], left[None, :, None], decay=0.0)[0])
+        left = left - residual_vq(left, level[None]).value
+
+
 class Curve(NamedTuple):
     """How training went: losses of spelling and of the features, by step."""
 
@@ -173,6 +191,7 @@ def train_semantic(
     learning_rate: float = 4e-3,
     seed: int = 0,
     teacher: SequenceModel | None = None,
+    start: bool = True,
 ) -> Curve:
     """Train on histories of items, in place.
 
@@ -187,13 +206,16 @@ def train_semantic(
         learning_rate: Peak of the schedule.
         seed: Of the batches.
         teacher: Whose item scores are learned from, where `distillation` is above 0.
+        start: Put the codes among the items first, see `start_codes`; not where training goes on.
     """
+    if start:
+        start_codes(model, seed)
     if how == "two stages":
         _train_tokeniser(model, steps if first is None else first, learning_rate)
-    frozen = model.identify() if how == "two stages" else None
     held = (model.encode.weight, model.codes, *model.decode.parameters())
     for p in held:
         p.requires_grad_(how == "joint")
+    frozen = model.identify() if how == "two stages" else None
     optimizer = adamw(model, learning_rate=learning_rate, weight_decay=0.1, betas=(0.9, 0.95))
     curve = Curve([], [])
     model.train()
@@ -212,7 +234,7 @@ def train_semantic(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             curve.spelling.append(float(spelling))
-            curve.features.append(float(error))
+            curve.features.append(float(error.detach()))
     for p in held:
         p.requires_grad_(True)
     model.eval()
@@ -226,18 +248,16 @@ def recommended(
     """Of every user with a question: the items found by beams, and the one that came."""
     assert packed.tokens is not None
     chances, trie = model.identify().chances, model.trie()
-    found: list[list[int]] = []
-    came = []
-    for begin, size in zip(packed.begins.tolist(), packed.lengths.tolist(), strict=True):
-        at = torch.tensor([begin + size - 1])
-        wanted = int(packed.targets_at(at)["token"])
-        if wanted < 0:
-            continue
-        history = packed.tokens[begin : begin + size, 0].long()
-        h = model.read(history[None], chances)[:, -1]
-        found += model.recommend(h, trie, popularity, width=width)
-        came.append(wanted)
-    return found, torch.tensor(came)
+    wanted = packed.targets_at(packed.begins + packed.lengths - 1)["token"]
+    asked = (wanted >= 0).nonzero()[:, 0]
+    found: dict[int, list[int]] = {}
+    for size in packed.lengths[asked].unique().tolist():  # histories of one length side by side
+        for users in asked[packed.lengths[asked] == size].split(ROWS):
+            at = packed.begins[users, None] + torch.arange(size)
+            h = model.read(packed.tokens[at, 0].long(), chances)[:, -1]
+            offered = model.recommend(h, trie, popularity, width=width)
+            found |= dict(zip(users.tolist(), offered, strict=True))
+    return [found[user] for user in asked.tolist()], wanted[asked]
 
 
 def uniformity(chances: Float[Tensor, "V M C"]) -> Float[Tensor, ""]:

@@ -88,7 +88,7 @@ def _matrix(
     for i, words in enumerate(shown if named else ()):
         at = left + (i + 0.5) * side
         down = top + (i + 0.5) * side + 4
-        slant = None if upright else f"rotate(-45 {at + 3:.1f} {top - 5:.1f})"
+        slant = f"rotate({0 if upright else -45} {at + 3:.1f} {top - 5:.1f})"
         turn = "tick middle" if upright else "tick start"
         parts.append(tag("text", words, x=left - 6, y=down, class_="tick end"))
         across = at if upright else at + 3

@@ -30,7 +30,7 @@ def example(one: Mapping[str, Any], looks: Looks) -> Markup:
     picture = lines(one, looks)
     figure = tag("figure", tag("figcaption", one["y"]), picture) if picture else None
     note = tag("p", one["note"], class_="note") if one.get("note") else None
-    return join(tag("h4", one["title"]), tag("div", figure, class_="charts"), note)
+    return join(tag("h4", one["title"]), tag("div", figure, note, class_="charts"))
 
 
 def lines(one: Mapping[str, Any], looks: Looks) -> Markup | None:

@@ -9,7 +9,7 @@ from stepscan.analyze.intervals import Interval, mean_interval, paired_differenc
 
 Section: TypeAlias = Mapping[str, Any]
 
-NOUNS = {"series": "steps", "events": "events", "interactions": "items"}
+NOUNS = {"series": "steps", "events": "events", "interactions": "items", "responses": "answers"}
 """What one step of a sequence is called, by kind of data; otherwise tokens."""
 
 

@@ -114,13 +114,15 @@ class ResponseModel(Model):
         """Read some answers of one user; an answer costs one step, however long the history.
 
         Args:
-            data: See `predict`.
+            data: See `predict`; or `Inputs` as the network takes them, for its logits.
             state: What the call before returned; None begins with a new user.
             times: Of the answers, if they are known and not in a frame.
 
         Returns:
             The probability of a right answer before each of them, [T], and the state to go on from.
         """
+        if isinstance(data, Inputs):
+            return super().stream(data, state)
         layers, steps, past = (None, 0, NO_PAST) if state is None else state
         past = past or NO_PAST
         answers = self._read(data, times)

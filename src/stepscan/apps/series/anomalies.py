@@ -2,8 +2,8 @@
 
 A value y_t is put into the forecasts that were made of it h steps before, for each h of a few leads
 (1 and the whole horizon): z = Phi^-1(F(y_t)), its place in the predictive distribution as a normal
-score (`calibration.normal_scores`). One step ahead a spike stands out; a whole horizon ahead so does
-every step of a shifted level or a broken season, which a forecast of one step has got used to.
+score (`calibration.normal_scores`). One step ahead a spike stands out; a whole horizon ahead so
+does every step of a shifted level or a broken season, which a forecast of one step gets used to.
 
 How often such a |z| comes without any anomaly is told by the validation part: its share there up to
 the 90 % quantile u, and beyond it a generalised Pareto tail fitted to the excesses (peaks over

@@ -185,7 +185,7 @@ def backtest(
     reach: int,
     train: TrainConfig | None,
     every: int,
-    levels: Sequence[int],
+    levels: Sequence[float],
     horizons: Sequence[int],
     say: Callable[[str], None],
     beside: bool = True,
@@ -301,9 +301,11 @@ def _history(
     return pd.DataFrame({"unique_id": ids, "ds": stamps, "y": panel.y[place].numpy()})
 
 
-def _banded(frame: "pd.DataFrame", models: Sequence[str], levels: Sequence[int]) -> "pd.DataFrame":
+def _banded(
+    frame: "pd.DataFrame", models: Sequence[str], levels: Sequence[float]
+) -> "pd.DataFrame":
     """The frame as people know it: medians, and the edges of the bands asked for."""
-    columns = {c: frame[c] for c in ("unique_id", "ds", "cutoff", "y")}
+    columns: dict[str, Any] = {c: frame[c] for c in ("unique_id", "ds", "cutoff", "y")}
     for m in models:
         learned = frame[[quantile_column(m, level) for level in LEVELS]].to_numpy(copy=True)
         columns[m] = frame[m]
@@ -327,6 +329,11 @@ def _without_scale(by_series: "pd.DataFrame", name: str) -> list[str]:
     if not constant:
         return []
     return [f"{constant:,} series never change before a cutoff: without MASE, RMSSE and CRPS there"]
+
+
+def check_levels(levels: Sequence[float]) -> None:
+    """Before anything is computed: bands must lie within the quantiles learned."""
+    band_edges(torch.zeros(len(LEVELS)), levels, LEVELS)
 
 
 def check_unseen(

@@ -68,8 +68,12 @@ def _by_series(
     present = series.unique().tolist()
     if len(present) < 2:
         return []
-    rows = [[names[i], *(_mean(error[series == i]) for error in errors.values())] for i in present]
-    known = sorted((row for row in rows if row[1] is not None), key=lambda row: -row[1])
+    known = []
+    for i in present:
+        means = [_mean(error[series == i]) for error in errors.values()]
+        if means[0] is not None:
+            known.append((means[0], [names[i], *means]))
+    known = sorted(known, key=lambda one: -one[0])
     shown = known if len(known) <= 2 * SHOWN else [*known[:SHOWN], *known[-SHOWN:]]
     which = "" if shown is known else f": the {SHOWN} worst and the {SHOWN} best of {len(known):,}"
     return [
@@ -77,7 +81,7 @@ def _by_series(
             "type": "table",
             "title": f"Scaled absolute error by series{which}",
             "columns": ["series", *errors],
-            "rows": shown,
+            "rows": [row for _, row in shown],
         }
     ]
 

@@ -1,4 +1,4 @@
-"""Linear models of series where a mixer may be named: `--layers dlinear`, `--mixers nlinear,gla`."""
+"""Linear models of series where a mixer may be named: `--layers dlinear`."""
 
 from dataclasses import replace
 

@@ -2,14 +2,15 @@
 
 The weights do not change. After `update` the quantiles are those that `forecast` gives for the
 whole history, up to rounding, since a state stands for all that was read (the split law). Three
-things differ by their nature: a covariate known ahead counts if it is there when the step before it
-is read; a series that the model was not trained on is measured at its first update and keeps these
-scales; attention without a window keeps its newest `Domain.reach` steps wherever a piece ends, and
-so looks back over more or fewer than in one long reading.
+things differ by their nature: a covariate known ahead, and the time of a step where times are
+irregular, counts if it is there when the step before it is read; a series that the model was not
+trained on is measured at its first update and keeps these scales; attention without a window keeps
+its newest `Domain.reach` steps wherever a piece ends, and so looks back over more or fewer than in
+one long reading.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -188,8 +189,7 @@ def _without_empty(rows: Rows, names: Sequence[str]) -> Rows:
         column: [v for v, i in zip(values, number, strict=True) if i >= 0]
         for column, values in rows.static.items()
     }
-    fields = {**vars(some), "series": number[some.series], "names": list(names), "static": static}
-    return Rows(**fields)
+    return replace(some, series=number[some.series], names=list(names), static=static)
 
 
 def _longer(stamps: Int[Tensor, " S"], count: int) -> Int[Tensor, " N"]:

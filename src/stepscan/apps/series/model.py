@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from stepscan.apps.model import Model
-from stepscan.apps.series import anomalies
+from stepscan.apps.series import anomalies, imputation
 from stepscan.apps.series import backtest as rolling
 from stepscan.apps.series.domain import forecast
 from stepscan.apps.series.frames import Said, forecast_frame
@@ -37,6 +37,7 @@ class SeriesModel(Model):
         "forecast",
         "backtest",
         "anomalies",
+        "impute",
         "update",
         "learn",
         "stream",
@@ -195,6 +196,24 @@ class SeriesModel(Model):
             reach=self.reach,
         )
 
+    def impute(self, data: "str | os.PathLike[str] | pd.DataFrame") -> "pd.DataFrame":
+        """The series of a table with their gaps filled: see `apps.series.imputation`.
+
+        Forecasts from before, forecasts back from after, and the line between are averaged by the
+        errors they make in runs of known values. What lies after the last value is not filled:
+        that is a forecast.
+
+        Args:
+            data: A frame or a file with the columns that the model was trained on.
+
+        Returns:
+            One row per series and step of the grid: `series`, `time`, `value` (where it was missing
+            the median), `missing`, and the outermost quantiles `low` and `high`, which are the
+            value where that is known.
+        """
+        packed = self.schema.encode(self.table(data))
+        return imputation.fill_frame(self.network, self.schema, packed, reach=self.reach)
+
     def _sound(self) -> SeriesPacked | None:
         """The validation part of the model's own data; None, with a warning, where it is gone."""
         try:
@@ -243,30 +262,34 @@ class SeriesModel(Model):
             DataError: the windows reach back before the data, or into what the model has seen.
         """
         rolling.load_libraries()
+        rolling.check_levels(levels)
         schema = self.schema
         assert isinstance(schema, SeriesSchema)
         wanted = [schema.horizon] if horizons is None else [int(h) for h in horizons]
         if not wanted or not all(1 <= h <= schema.horizon for h in wanted):
             raise DataError(f"backtest: want horizons from 1 to {schema.horizon}, got {wanted}")
         own = self._own(data)
-        grid = None if own is not None else schema.grid(self.table(data))  # type: ignore[arg-type]
-        panel = schema.panel(grid, grid.end) if grid is not None else own.panel
-        names = tuple(grid.names) if grid is not None else own.names
-        found, notes = rolling.windows_of(panel, schema, windows, step)
-        if grid is not None:  # series not learned from are measured before their first cutoff
+        if own is not None:
+            panel, names, until = own.panel, own.names, own.asked_from
+            found, notes = rolling.windows_of(panel, schema, windows, step)
+        else:
+            grid = schema.grid(self.table(data))  # type: ignore[arg-type]
+            names, until = tuple(grid.names), self.about.get("seen_until")
+            whole = schema.panel(grid, grid.end)
+            found, notes = rolling.windows_of(whole, schema, windows, step)
+            # series not learned from are measured before their first cutoff
             panel = schema.panel(grid, found.first)
         longest = int((panel.end - panel.begin).max())
         valid = held_out(None, longest, schema.horizon, schema.frequency)
         work = rolling.Rolling(panel=panel, names=names, schema=schema, windows=found, valid=valid)
-        until = self.about.get("seen_until") if own is None else own.asked_from
-        if refit is False:
+        if not refit:
             rolling.check_unseen(work, until, schema.names)
         tested = rolling.backtest(
             self.network,
             work,
             name=self.name,
             reach=self.reach,
-            train=None if refit is False else rolling.run_config(self.about),
+            train=rolling.run_config(self.about) if refit else None,
             every=max(1, int(refit)),
             levels=levels,
             horizons=wanted,

@@ -106,7 +106,7 @@ def leaderboard(details: "pd.DataFrame", models: Sequence[str]) -> "pd.DataFrame
     keys = ["horizon", "metric", "unique_id"]
     series = details.groupby(keys, sort=False)[list(models)].mean()
     means = series.groupby(["horizon", "metric"], sort=False).mean()
-    long = means.rename_axis(columns="model").stack().rename("value").reset_index()
+    long = means.reset_index().melt(["horizon", "metric"], var_name="model", value_name="value")
     table = long.pivot(index=["horizon", "model"], columns="metric", values="value")
     order = [metric for metric in DEFINITIONS if metric in table]
     index = pd.MultiIndex.from_product(
