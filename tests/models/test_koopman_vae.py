@@ -95,6 +95,7 @@ def test_the_judges_see_what_differs():
     assert predictive(real, other, steps=300) < 0.6 * predictive(real, noise, steps=300)
 
 
+@pytest.mark.plain
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="want latent >= 1, got 0"):
         KoopmanConfig(channels=1, latent=0)

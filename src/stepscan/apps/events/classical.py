@@ -6,7 +6,7 @@ same last activity, state of an automaton, node of a tree ...), overall where a 
 
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -177,7 +177,7 @@ def continued(
 ) -> list[list[int]]:
     """As a model of the library is asked, see `suffix`: drawn, and the one most like the others."""
     rng = np.random.default_rng(0)
-    ends: dict[int, NDArray[np.float64]] = {}
+    ends: dict[int, NDArray[Any]] = {}
     for which, count, state in walk(model, histories, READ):
         for row in np.flatnonzero(count == [len(histories[i]) for i in which]):
             ends[int(which[row])] = state[row]
@@ -190,7 +190,7 @@ def continued(
 
 def _go_on(
     model: SymbolModel,
-    state: NDArray[np.float64],
+    state: NDArray[Any],
     schema: EventSchema,
     rng: np.random.Generator | None,
 ) -> list[tuple[int, ...]]:
