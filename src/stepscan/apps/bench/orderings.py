@@ -83,7 +83,7 @@ CLAIMS = (
         ("s4d", "lru"),
     ),
     Claim(
-        "gating helps selectivity: ungated linear attention < gated < softmax",
+        "gating helps selectivity: linear attention with gates beats that without",
         "arXiv:2601.12598",
         ("rule_grammar",),
         ("gla", "gated_delta_net"),
