@@ -10,7 +10,7 @@ import tyro
 from stepscan.apps.model import Model
 from stepscan.cli.arguments import parse
 from stepscan.cli.forecast import of_data
-from stepscan.cli.table import show
+from stepscan.cli.table import show, write_csv
 
 SHOWN = 20
 
@@ -41,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
     found = frame[frame["anomaly"]].sort_values("score", ascending=False)
     said = f"{len(found):,} of {len(frame):,} values at a rate of {args.rate:g}"
     if args.out is not None:
-        part = args.out.with_name(f".{args.out.name}.part")
-        frame.to_csv(part, index=False)
-        part.replace(args.out)
+        write_csv(frame, args.out)
         print(f"saved  {args.out}  {said}")
         return 0
     columns = ["series", "time", "value", "expected", "low", "high", "score"]

@@ -12,10 +12,10 @@ import tyro
 from stepscan.apps.model import Model
 from stepscan.cli.arguments import parse
 from stepscan.cli.forecast import of_data
-from stepscan.cli.table import show
+from stepscan.cli.table import show, write_csv
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,3 @@ def main(argv: Sequence[str]) -> int:
     if args.out is not None:
         print(f"saved    {args.out}  {len(tested.frame):,} rows")
     return 0
-
-
-def write_csv(frame: "pd.DataFrame", path: Path) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        frame.to_csv(part, index=False)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

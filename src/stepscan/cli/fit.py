@@ -1,19 +1,17 @@
 """`stepscan fit`: train a model on your data, and leave it in a folder."""
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import tyro
 
-from stepscan.apps.fit import FitOptions, StoppedError, fit, resume
+from stepscan.apps.fit import FitOptions, fit, resume
+from stepscan.apps.model import Model
 from stepscan.apps.progress import Voice
-from stepscan.cli import FAILED
 from stepscan.cli.arguments import parse
+from stepscan.cli.training import end
 from stepscan.data.base import DataOptions
-from stepscan.train.loop import DivergedError
 
 
 @dataclass(frozen=True)
@@ -46,20 +44,10 @@ def main(argv: Sequence[str]) -> int:
                 "fit: --resume takes the data and all settings from the run; leave the others out"
             )
     voice = Voice(quiet=args.quiet or args.json)
-    try:
+
+    def train() -> Model:
         if args.resume is not None:
-            model = resume(args.resume, voice=voice)
-        else:
-            model = fit(
-                args.data, options=args.read, out=args.out, voice=voice, **asdict(args.train)
-            )
-    except StoppedError as stop:
-        if not args.quiet:
-            print(f"stepscan: {stop}", file=sys.stderr)
-        return stop.code
-    except DivergedError as error:
-        print(f"stepscan: {error}", file=sys.stderr)
-        return FAILED
-    if args.json:
-        print(json.dumps(model.about, indent=2))
-    return 0
+            return resume(args.resume, voice=voice)
+        return fit(args.data, options=args.read, out=args.out, voice=voice, **asdict(args.train))
+
+    return end(train, as_json=args.json, quiet=args.quiet)

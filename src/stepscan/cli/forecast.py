@@ -9,7 +9,7 @@ import tyro
 
 from stepscan.apps.model import Model
 from stepscan.cli.arguments import parse
-from stepscan.cli.table import show
+from stepscan.cli.table import show, write_csv
 from stepscan.data.base import Dataset
 from stepscan.data.named import NAMED
 from stepscan.data.open import open_dataset
@@ -54,9 +54,7 @@ def main(argv: Sequence[str]) -> int:
     if "ds" in frame:
         frame["ds"] = frame["ds"].astype(str)
     if args.out is not None:
-        part = args.out.with_name(f".{args.out.name}.part")
-        frame.to_csv(part, index=False)
-        part.replace(args.out)
+        write_csv(frame, args.out)
         print(f"saved  {args.out}  {len(frame):,} rows")
         return 0
     rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]

@@ -9,7 +9,7 @@ import tyro
 
 from stepscan.apps.model import Model
 from stepscan.cli.arguments import parse
-from stepscan.cli.table import show
+from stepscan.cli.table import show, write_csv
 
 SHOWN = 20
 
@@ -35,9 +35,7 @@ def main(argv: Sequence[str]) -> int:
     filled = frame[frame["missing"]]
     said = f"{len(filled):,} of {len(frame):,} values were missing"
     if args.out is not None:
-        part = args.out.with_name(f".{args.out.name}.part")
-        frame.to_csv(part, index=False)
-        part.replace(args.out)
+        write_csv(frame, args.out)
         print(f"saved  {args.out}  {said}")
         return 0
     rows = filled[["series", "time", "value", "low", "high"]].astype({"time": str})

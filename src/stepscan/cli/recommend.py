@@ -11,7 +11,7 @@ import tyro
 from stepscan.apps.model import Model
 from stepscan.apps.ranking import TOP
 from stepscan.cli.arguments import names, parse
-from stepscan.cli.table import show
+from stepscan.cli.table import show, write_csv
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def main(argv: Sequence[str]) -> int:
         users = None if args.users is None else names(args.users)
         rows = model.recommend_table(args.file, users=users, **asked).to_dict("records")
     if args.out is not None:
-        _write(rows, args.out)
+        import pandas as pd  # noqa: PLC0415
+
+        write_csv(pd.DataFrame(rows), args.out)
     elif args.json:
         print(json.dumps(rows, indent=2))
     else:
@@ -64,15 +66,3 @@ def main(argv: Sequence[str]) -> int:
 def _ids_as_words(row: dict[str, Any]) -> dict[str, Any]:
     """Item 1682 is not a number of anything."""
     return {k: v if k in ("place", "score") else str(v) for k, v in row.items()}
-
-
-def _write(rows: list[dict[str, Any]], path: Path) -> None:
-    """Whole or not at all."""
-    import pandas as pd  # noqa: PLC0415
-
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        pd.DataFrame(rows).to_csv(partial, index=False)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

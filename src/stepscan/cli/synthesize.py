@@ -9,6 +9,7 @@ import tyro
 
 from stepscan.apps.series.synthesis import synthesize
 from stepscan.cli.arguments import parse
+from stepscan.cli.table import write_csv
 from stepscan.data.base import DataOptions
 
 
@@ -45,9 +46,7 @@ def main(argv: Sequence[str]) -> int:
         options=args.read,
         seed=args.seed,
     )
-    part = args.out.with_name(f".{args.out.name}.part")
-    made.frame.to_csv(part, index=False)
-    part.replace(args.out)
+    write_csv(made.frame, args.out)
     scores = {
         "discriminative": made.discriminative,
         "predictive": made.predictive,

@@ -1,19 +1,17 @@
 """`stepscan update`: go on training a model of series on new data."""
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from stepscan.apps.fit import StoppedError, fit
+from stepscan.apps.fit import fit
+from stepscan.apps.model import Model
 from stepscan.apps.progress import Voice
-from stepscan.cli import FAILED
 from stepscan.cli.arguments import parse
+from stepscan.cli.training import end
 from stepscan.data.base import DataOptions
-from stepscan.train.loop import DivergedError
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = parse(Args, argv, command="update")
     budget = {"minutes": args.minutes, "steps": args.steps}
-    try:
-        model = fit(
+
+    def train() -> Model:
+        return fit(
             args.data,
             options=DataOptions(valid=args.valid, test=args.test, missing=args.missing),
             out=args.out,
@@ -61,13 +60,5 @@ def main(argv: Sequence[str]) -> int:
             seed=args.seed,
             **budget,
         )
-    except StoppedError as stop:
-        if not args.quiet:
-            print(f"stepscan: {stop}", file=sys.stderr)
-        return stop.code
-    except DivergedError as error:
-        print(f"stepscan: {error}", file=sys.stderr)
-        return FAILED
-    if args.json:
-        print(json.dumps(model.about, indent=2))
-    return 0
+
+    return end(train, as_json=args.json, quiet=args.quiet)

@@ -80,18 +80,15 @@ class Rtrl(Influence):
                 )
             self.matrix = direct.new_zeros(len(step.after), len(direct))
         found = direct if into is None else direct + into @ self.matrix
-        self.advance(step)
+        turn, acts = _jacobian(step)
+        self.matrix = self.kept(acts if turn is None else acts + turn @ self.matrix, acts)
         return found
 
-    def advance(self, step: Step) -> None:
-        """J_t = D_t J_{t-1} + I_t."""
-        assert self.matrix is not None
-        into, direct = _jacobian(step)
-        self.matrix = direct if into is None else direct + into @ self.matrix
-        self.keep(direct)
-
-    def keep(self, direct: Float[Tensor, "S P"]) -> None:
-        """What a subclass makes of I_t and the new J."""
+    def kept(
+        self, matrix: Float[Tensor, "S P"], acts: Float[Tensor, "S P"]
+    ) -> Float[Tensor, "S P"]:
+        """What is remembered of J_t = D_t J_{t-1} + I_t, here all of it; `acts` is I_t."""
+        return matrix
 
 
 class Snap1(Rtrl):
@@ -99,12 +96,13 @@ class Snap1(Rtrl):
 
     mask: Tensor | None = None
 
-    def keep(self, direct: Float[Tensor, "S P"]) -> None:
+    def kept(
+        self, matrix: Float[Tensor, "S P"], acts: Float[Tensor, "S P"]
+    ) -> Float[Tensor, "S P"]:
         """Nothing of J but where the weights act at once."""
-        assert self.matrix is not None
-        acts = direct != 0
-        self.mask = acts if self.mask is None else self.mask | acts
-        self.matrix = self.matrix * self.mask
+        here = acts != 0
+        self.mask = here if self.mask is None else self.mask | here
+        return matrix * self.mask
 
 
 class Uoro(Influence):
