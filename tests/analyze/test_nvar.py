@@ -1,11 +1,16 @@
 """NVAR: exact where the equation is of degree two, and good where samples are few."""
 
+from functools import cache
+
 import pytest
 import torch
+from small_training import build_real, train
 
 from stepscan.analyze.chaos import valid_time
 from stepscan.analyze.nvar import NVAR
+from stepscan.mixers.gru import GRUConfig
 from stepscan.tasks import dynamics
+from stepscan.tasks.base import Batch
 
 
 def henon(steps):
@@ -54,3 +59,76 @@ def test_lorenz_is_forecast_from_500_samples():
     step = (truth[:, 31:32] - truth[:, 30:31]) * torch.arange(1, 201)[:, None]
     assert valid_time(said, truth[:, 32:], system).median() > 2
     assert valid_time(truth[:, 31:32] + step, truth[:, 32:], system).median() < 0.5
+
+
+SYSTEMS = {
+    "lorenz": lambda: dynamics.lorenz(every=0.03),
+    "roessler": lambda: dynamics.roessler(every=0.1),
+    "lorenz96": lambda: dynamics.lorenz96(every=0.02),
+    "kuramoto_sivashinsky": lambda: dynamics.kuramoto_sivashinsky(every=0.5),
+}
+SEEN, LENGTH, STEPS = 32, 64, 400
+
+
+class Windows:
+    """Next samples in windows of one long series, as a task draws them."""
+
+    def __init__(self, x):
+        self.x, self.channels, self.outputs = x.float(), x.shape[1], x.shape[1]
+
+    def draw(self, n, rng):
+        at = torch.randint(len(self.x) - LENGTH, (n, 1), generator=rng)
+        rows = self.x[at + torch.arange(LENGTH + 1)]
+        moved = rows[:, 1:] - rows[:, :-1]
+        return Batch(rows[:, :-1], moved / moved.std(), torch.ones(n, LENGTH, dtype=torch.bool))
+
+
+@cache
+def held(name, samples):
+    """Median valid time of NVAR and of two layers of gru, in Lyapunov times, over 40 starts."""
+    system = SYSTEMS[name]()
+    rng = torch.Generator().manual_seed(0)
+    seen = dynamics.trajectories(system, 1, samples, rng)[0]
+    truth = dynamics.trajectories(system, 40, SEEN + 300, rng)
+    nvar = NVAR().fit(seen).forecast(truth[:, :SEEN], 300)
+    task = Windows(system.standardized(seen))
+    size = (task.x[1:] - task.x[:-1]).std()
+    model = train(build_real((GRUConfig(),) * 2, task), task.draw, steps=STEPS)
+    with torch.no_grad():
+        x = system.standardized(truth[:, :SEEN]).float()
+        moved, state = model(x)
+        last, said = x[:, -1:], []
+        for _ in range(300):
+            last = last + size * moved[:, -1:]
+            said.append(last)
+            moved, state = model(last, state)
+    mean, scale = (torch.tensor(m, dtype=torch.float64) for m in (system.mean, system.scale))
+    gru = torch.cat(said, 1).double() * scale + mean
+    return [valid_time(y, truth[:, SEEN:], system).median().item() for y in (nvar, gru)]
+
+
+@pytest.mark.slow
+@pytest.mark.plain
+def test_few_samples_favour_nvar(record_property):
+    """Of the four systems, three are held longer by NVAR at 500 samples."""
+    found = {name: held(name, 500) for name in SYSTEMS}
+    record_property("Lyapunov times of nvar and gru", found)
+    assert sum(nvar > gru for nvar, gru in found.values()) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.plain
+@pytest.mark.xfail(
+    strict=False,
+    reason="at 20,000 samples NVAR and gru hold lorenz 4.84 and 1.79 Lyapunov times, roessler 0.71 "
+    "and 0.31, lorenz96 4.15 and 1.09, kuramoto_sivashinsky 0.84 and 0.86: closer in one of four",
+)
+def test_many_samples_let_a_network_close_up(record_property):
+    """At 20,000 samples the network's share of NVAR's time has risen in three of four."""
+    found = {name: {n: held(name, n) for n in (500, 20_000)} for name in SYSTEMS}
+    record_property("Lyapunov times of nvar and gru, by samples", found)
+    closer = sum(
+        each[20_000][1] / max(each[20_000][0], 1e-9) > each[500][1] / max(each[500][0], 1e-9)
+        for each in found.values()
+    )
+    assert closer >= 3

@@ -20,7 +20,7 @@ from stepscan.apps.labelled.outputs import all_outputs, batches, last_outputs
 from stepscan.cli import main
 from stepscan.data.base import DataError, DataOptions
 from stepscan.data.batches import gather
-from stepscan.data.labelled import labelled_dataset
+from stepscan.data.labelled_dataset import labelled_dataset
 from stepscan.data.open import open_dataset
 from stepscan.data.sequences import from_arrays
 from stepscan.models import Classify, Inputs, SequenceModel

@@ -10,7 +10,7 @@ import torch
 from made_up_sequences import letters_frame, levels, sensors_frame, waves
 
 from stepscan.data.base import DataError, DataOptions
-from stepscan.data.labelled import frames_needed, labelled_dataset
+from stepscan.data.labelled_dataset import frames_needed, labelled_dataset
 from stepscan.data.open import open_dataset, read_schema
 from stepscan.data.sequences import from_arrays, from_ts, joined, long_frame
 from stepscan.data.tables import Table

@@ -51,7 +51,8 @@ def test_a_gate_helps(setting, record_property):
 @pytest.mark.xfail(
     strict=False,
     reason="gated ahead of softmax: complexity 0.997 against 0.973 (0.048, 0.169 nats), noise "
-    "0.9988 against 0.9969 (0.021, 0.030)",
+    "0.9988 against 0.9969 (0.021, 0.030), longer gaps 0.727 against 0.702 (1.06, 1.17); behind it "
+    "with illegal gaps alone, 0.9223 against 0.9230 (0.322, 0.316)",
 )
 def test_softmax_helps_more(setting, record_property):
     found = {name: learned(setting, name) for name in ("gated", "softmax")}

@@ -16,6 +16,7 @@ from stepscan.data.events import EventSchema, time_channels
 from stepscan.data.interactions import InteractionSchema
 from stepscan.data.item_texts import ItemTextSchema
 from stepscan.data.labelled import LabelledSchema
+from stepscan.data.patches import fold
 from stepscan.data.series import SeriesSchema
 from stepscan.data.tables import Table, labels, numbers, times
 from stepscan.data.text import TextSchema
@@ -76,7 +77,7 @@ def read_piece(  # noqa: PLR0911 (a return for each kind of data)
     if isinstance(schema, ItemTextSchema):
         return _item_texts(schema, data, memory or 0)
     if isinstance(schema, LabelledSchema):
-        return _labelled(schema, data)
+        return _labelled(schema, data, memory)
     if isinstance(schema, SeriesSchema) and hasattr(data, "columns"):
         return _series(schema, data, memory, measured)
     wanted = {
@@ -178,10 +179,23 @@ def _clock(schema: EventSchema, stamps: Any, count: int) -> np.ndarray:
     return read.values
 
 
-def _labelled(schema: LabelledSchema, data: Any) -> Piece:
-    """Steps as they come; what is said becomes probabilities, or numbers in their own unit."""
-    packed, _ = schema.encode([data])
-    tokens, reals = packed.inputs_at(slice_of(len(packed)))
+def _labelled(schema: LabelledSchema, data: Any, memory: Tensor | None) -> Piece:
+    """Steps as they come; what is said becomes probabilities, or numbers in their own unit.
+
+    `memory` holds the samples of a step that is not full; None as data is the end of the sequence.
+    """
+    tokens, left = None, None
+    if schema.patch == 1:
+        packed, _ = schema.encode([data])
+        tokens, reals = packed.inputs_at(slice_of(len(packed)))
+    elif data is None and memory is not None:
+        reals = fold(memory, torch.tensor([len(memory)]), schema.patch)
+    else:
+        samples = schema.samples(data)
+        samples = samples if memory is None else torch.cat([memory, samples])
+        steps = len(samples) // schema.patch
+        reals = samples[: steps * schema.patch].reshape(steps, schema.reals)
+        left = samples[steps * schema.patch :]
 
     def finish(outputs: Tensor) -> Tensor:
         if schema.answer == "number":
@@ -190,7 +204,7 @@ def _labelled(schema: LabelledSchema, data: Any) -> Piece:
             return outputs.double().log_softmax(-1)
         return outputs.double().softmax(-1)
 
-    return Piece(_one_row(tokens, reals), None, finish)
+    return Piece(_one_row(tokens, reals), left, finish)
 
 
 def _names(schema: EventSchema | InteractionSchema | ItemTextSchema, data: Any) -> list[str]:
@@ -206,9 +220,12 @@ def _names(schema: EventSchema | InteractionSchema | ItemTextSchema, data: Any) 
     for step in found:
         if step not in known:
             near = did_you_mean(step, known)
-            raise DataError(
-                f"{what} {step!r} was never seen in training ({len(known):,} were).{near}"
-            )
+            if isinstance(schema, ItemTextSchema):
+                near += " Add further ones with --items, or with_items."
+                where = "in training nor in the table of items"
+            else:
+                where = "in training"
+            raise DataError(f"{what} {step!r} was never seen {where} ({len(known):,} were).{near}")
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stepscan.data.base import DataOptions, Dataset
-from stepscan.data.labelled import labelled_dataset
+from stepscan.data.labelled_dataset import labelled_dataset
 from stepscan.data.sequences import from_arrays, from_ts
 
 

@@ -235,6 +235,8 @@ class DataOptions:
     augment: str = ""
     """Labelled: how training disturbs the channels: jitter, scale, magnitude, warp and drop, as in
     jitter=0.1,warp=0.2."""
+    patch: int = 1
+    """Labelled: samples that make one step; of long, finely sampled sequences, such as 10 or 20."""
     group: str | None = None
     """Labelled: sequences that share this are held out together, such as those of one person."""
     split: str = "time"

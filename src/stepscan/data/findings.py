@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from stepscan.data.base import Dataset, Packed
+from stepscan.data.patches import unfold
 from stepscan.data.series_findings import (
     copied_future,
     far_values,
@@ -197,7 +198,8 @@ def telling_channels(dataset: Dataset, table: Table | None) -> Iterator[str]:
     own = torch.full((count,), -1)
     own[which[label >= 0]] = label[label >= 0]
     size = torch.zeros(count).index_add(0, which, torch.ones(len(at)))
-    sums = torch.zeros(count, packed.reals.shape[1]).index_add(0, which, packed.reals[at].float())
+    values = unfold(packed.reals[at].float()[:, None], schema.patch).mean(1)  # type: ignore[attr-defined]
+    sums = torch.zeros(count, values.shape[1]).index_add(0, which, values)
     mean, known = (sums / size[:, None])[own >= 0], own[own >= 0]
     classes = known.unique()
     if len(known) < 30 or len(classes) < 2:

@@ -21,7 +21,8 @@ from stepscan.data.infer import (
 )
 from stepscan.data.interactions import InteractionSchema, interaction_dataset
 from stepscan.data.item_texts import ItemTextSchema, item_text_dataset
-from stepscan.data.labelled import LabelledSchema, labelled_dataset
+from stepscan.data.labelled import LabelledSchema
+from stepscan.data.labelled_dataset import labelled_dataset
 from stepscan.data.large_events import large_event_dataset
 from stepscan.data.named import NAMED
 from stepscan.data.pieces import read_head

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from stepscan.data.base import DataOptions, Dataset
-from stepscan.data.labelled import labelled_dataset
+from stepscan.data.labelled_dataset import labelled_dataset
 from stepscan.data.sequences import Sequences, from_arrays
 
 STROKES = {  # corners (across, up) of the strokes of a letter; the pen is lifted between strokes

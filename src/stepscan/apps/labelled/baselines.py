@@ -14,33 +14,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stepscan.data.base import Packed
+from stepscan.data.patches import unfold
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 VALUES = 128
 """Most places of a channel whose values themselves are statistics."""
 
 
-def statistics(packed: Packed, places: int, vocabularies: tuple[int, ...]) -> Float[Tensor, "S F"]:
+def statistics(
+    packed: Packed, places: int, vocabularies: tuple[int, ...], patch: int = 1
+) -> Float[Tensor, "S F"]:
     """What the linear model knows of each sequence.
 
     Args:
         packed: The sequences.
         places: Steps of every sequence if they are all as long, and their values are to be used.
         vocabularies: Sizes of the columns of words.
+        patch: Samples of a step; the statistics are those of samples.
     """
     tokens, reals = packed.inputs_at(torch.arange(len(packed)))
     lengths = packed.lengths
     parts = [lengths.double().log()[:, None]]
     if reals is not None:
         rows = []
-        for x in reals.double().split(lengths.tolist()):
+        samples = unfold(reals.double(), patch)
+        for x in samples.split((lengths * patch).tolist()):
             change = x.diff(dim=0) if len(x) > 1 else torch.zeros_like(x)
             ends = (x.mean(0), x.std(0, correction=0), x.amin(0), x.amax(0), x[0], x[-1])
             rows.append(torch.cat([*ends, change.mean(0), change.abs().mean(0)]))
         parts.append(torch.stack(rows))
         if places:
-            which = torch.linspace(0, places - 1, min(places, VALUES)).round().long()
-            parts.append(reals.double().view(len(lengths), places, -1)[:, which].flatten(1))
+            which = torch.linspace(0, places * patch - 1, min(places * patch, VALUES))
+            same = samples.view(len(lengths), places * patch, -1)
+            parts.append(same[:, which.round().long()].flatten(1))
     if tokens is not None:
         sequence = torch.arange(len(lengths)).repeat_interleave(lengths)
         for column, size in zip(tokens.unbind(-1), vocabularies, strict=True):

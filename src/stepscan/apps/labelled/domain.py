@@ -15,6 +15,7 @@ from stepscan.apps.labelled.outputs import all_outputs, last_outputs
 from stepscan.apps.labelled.texts import spelled, written
 from stepscan.data.base import Batch, DataError, Dataset, Packed
 from stepscan.data.labelled import LabelledSchema
+from stepscan.data.patches import first_samples, unfold
 from stepscan.data.views import spread
 from stepscan.models import Classify, Ctc, Regress, SequenceModel
 from stepscan.models.heads import HeadConfig
@@ -75,12 +76,12 @@ class Labelled(Domain):
     @property
     def objective(self) -> Objective:
         """What the head asks, of channels that are disturbed if the data options say so."""
-        augment, channels = self._augment, len(self.schema.channels)
+        augment, channels, patch = self._augment, len(self.schema.channels), self.schema.patch
         if augment is None:
             return say_next
 
         def disturbed(model: SequenceModel, batch: Batch, state: Any) -> tuple[Loss, Any]:
-            return say_next(model, _with_channels(batch, augment, channels), state)
+            return say_next(model, _with_channels(batch, augment, channels, patch), state)
 
         return disturbed
 
@@ -131,7 +132,8 @@ class Labelled(Domain):
         wanted = {part: _asked(packed) for part, packed in parts.items()}
         longest = self.schema.longest
         same = all(bool((p.lengths == longest).all()) for p in parts.values())
-        x = {k: statistics(p, longest * same, self.schema.tokens) for k, p in parts.items()}
+        vocabularies, patch = self.schema.tokens, self.schema.patch
+        x = {k: statistics(p, longest * same, vocabularies, patch) for k, p in parts.items()}
         if self.schema.answer == "number":
             y = {part: values[:, 0].double() for part, values in wanted.items()}
             real, mean = self._real(y["test"]), float(y["train"].mean())
@@ -180,11 +182,13 @@ def chances(logits: Tensor) -> np.ndarray:
     return logits.double().softmax(-1).numpy()
 
 
-def _with_channels(batch: Batch, augment: Augment, channels: int) -> Batch:
-    """Channels disturbed, flags as they are."""
+def _with_channels(batch: Batch, augment: Augment, channels: int, patch: int) -> Batch:
+    """Channels disturbed sample by sample, flags as they are."""
     assert batch.reals is not None
-    values = augment(batch.reals[..., :channels], batch.resets)
-    return batch._replace(reals=torch.cat([values, batch.reals[..., channels:]], -1))
+    samples = unfold(batch.reals, patch)
+    values = augment(samples[..., :channels], first_samples(batch.resets, patch))
+    disturbed = torch.cat([values, samples[..., channels:]], -1)
+    return batch._replace(reals=disturbed.reshape(batch.reals.shape))
 
 
 def _asked(packed: Packed) -> Tensor:

@@ -88,19 +88,23 @@ class LabelledModel(Model):
 
         It does not depend on how the sequence is cut: `stream` gives what it is made of after every
         single step: probabilities of the classes, the number, or log probabilities of the symbols.
+        Where a step has several samples (`--patch`), one that is not full yet is answered for as if
+        the sequence ended there.
         """
         _check(top, beams)
         state = None
         text: ctc.Greedy | ctc.Beam = ctc.Greedy() if beams == 1 else ctc.Beam(beams)
         for piece in pieces:
             said, state = self.stream(piece, state)
-            if self.schema.answer == "number":
-                yield float(said[-1])
-            elif self.schema.answer == "text":
+            rest = said[:0]
+            if state.memory is not None and len(state.memory):
+                rest, _ = self.stream(None, state)
+            if self.schema.answer == "text":
                 text = text.read(said)
-                yield letters(self.schema, text.text)
-            else:
-                yield self._named(said[-1], top)
+                yield letters(self.schema, (text.read(rest) if len(rest) else text).text)
+                continue
+            last = torch.cat([said, rest])[-1]
+            yield float(last) if self.schema.answer == "number" else self._named(last, top)
 
     def _answers(self, packed: Packed, top: int, beams: int) -> list[Answer]:
         _check(top, beams)
