@@ -12,7 +12,7 @@ from stepscan.analyze.intervals import Interval
 from stepscan.apps import report
 from stepscan.apps.report.charts import focus
 from stepscan.apps.report.drawing import HEIGHT, LINE, WIDTH, end_labels
-from stepscan.apps.report.figures import count, decimals, score, short, size
+from stepscan.apps.report.figures import column, count, decimals, score, short, size
 from stepscan.apps.report.page import page
 from stepscan.apps.report.scales import Scale, logarithmic, tick_texts
 from stepscan.apps.report.standings import best, standings
@@ -329,6 +329,21 @@ def test_where_more_is_better_the_largest_leads():
 
 
 # Numbers and axes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "cells", "numbers"),
+    [
+        ([0.9677, 1.0, None], ["0.968", "1.000", "-"], True),
+        ([238664, 7], ["238,664", "7"], True),
+        ([1234.5678, 0.5], ["1,235", "0"], True),
+        ([5.34, "failed"], ["5.340", "failed"], False),
+        ([True, None], ["True", "-"], False),
+        ([], [], True),
+    ],
+)
+def test_a_column_has_decimals_alike(values, cells, numbers):
+    assert column(values) == (cells, numbers)
 
 
 @pytest.mark.parametrize(

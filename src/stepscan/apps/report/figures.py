@@ -28,6 +28,25 @@ def score(interval: Interval | None, places: int, *, signed: bool = False) -> st
     return mean if interval.half is None else f"{mean} ± {interval.half:,.{places}f}"
 
 
+def column(values: Iterable[object]) -> tuple[list[str], bool]:
+    """Return the cells of a column, and whether they are numbers: these have as many decimals as
+    give the largest four digits.
+    """
+    known = list(values)
+    numbers = [x for x in known if isinstance(x, int | float) and not isinstance(x, bool)]
+    fractions = [x for x in numbers if isinstance(x, float) and math.isfinite(x)]
+    largest = max(map(abs, fractions), default=0.0)
+    places = min(6, max(0, 3 - _exponent(largest))) if largest else 0
+
+    def cell(value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:,.{places}f}"
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return CANNOT if value is None else f"{value:,}" if whole else str(value)
+
+    return [cell(x) for x in known], len(numbers) == sum(x is not None for x in known)
+
+
 def count(number: float | None) -> str:
     """Return three significant digits with commas: 12,345 becomes 12,300."""
     if number is None or not math.isfinite(number):

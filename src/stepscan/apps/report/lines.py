@@ -1,5 +1,6 @@
 """Values at named places, a line each: error by steps ahead, influence by distance."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from stepscan.apps.report.drawing import (
     BOTTOM,
     HEIGHT,
     LEFT,
+    LETTER,
     TOP,
     WIDTH,
     Looks,
@@ -21,8 +23,8 @@ from stepscan.apps.report.markup import Markup, join, tag
 from stepscan.apps.report.scales import Scale, linear, tick_texts
 from stepscan.apps.report.standings import finite
 
-LABELS = 9
-"""Places that have room for their name."""
+GAP = 8
+"""Between the names of two places."""
 
 
 def example(one: Mapping[str, Any], looks: Looks) -> Markup:
@@ -67,7 +69,9 @@ def lines(one: Mapping[str, Any], looks: Looks) -> Markup | None:
 
 def _places(places: Sequence[str], title: str, across: Scale) -> list[Markup]:
     """Return ticks with as many names as there is room for, and the title below."""
-    floor, every = HEIGHT - BOTTOM, -(-len(places) // LABELS)
+    floor = HEIGHT - BOTTOM
+    between = (across.end - across.start) / max(1, len(places) - 1)
+    every = math.ceil((GAP + LETTER * max(map(len, places))) / between)
     parts = []
     for k in range(0, len(places), every):
         x = across(k)

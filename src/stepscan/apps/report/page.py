@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from stepscan.analyze.intervals import Interval
 from stepscan.apps.report import charts, classes, forecasts, lines
 from stepscan.apps.report.document import document, write_page
 from stepscan.apps.report.drawing import Looks
-from stepscan.apps.report.figures import CANNOT, clock, count, decimals, score, size
+from stepscan.apps.report.figures import CANNOT, clock, column, count, decimals, score, size
 from stepscan.apps.report.markup import Child, Markup, join, tag
 from stepscan.apps.report.standings import (
     LONG,
@@ -286,15 +287,19 @@ def _forecast_example(example: Mapping[str, Any], looks: Looks) -> Markup:
 
 
 def _table_example(example: Mapping[str, Any], looks: Looks) -> Markup:
-    def cell(value: object) -> Markup:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        words = CANNOT if value is None else f"{value:,.4g}" if isinstance(value, float) else value
-        chip = looks.chip(str(value)) if str(value) in looks.order else None
-        return tag("td", chip, str(words), class_=None if number else "words")
+    columns = [column(values) for values in zip(*example["rows"], strict=True)]
+    kinds = [None if numbers else "words" for _, numbers in columns] or ["words"]
+    head = [
+        tag("th", name, scope="col", class_=kind)
+        for name, kind in zip_longest(example["columns"], kinds, fillvalue="words")
+    ]
 
-    head = [tag("th", name, scope="col", class_="words") for name in example["columns"]]
-    rows = [tag("tr", *map(cell, row)) for row in example["rows"]]
-    table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows))
+    def cell(words: str, kind: str | None) -> Markup:
+        return tag("td", looks.chip(words) if words in looks.order else None, words, class_=kind)
+
+    rows = zip(*(words for words, _ in columns), strict=True)
+    body = [tag("tr", *map(cell, row, kinds)) for row in rows]
+    table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body))
     return join(tag("h4", example["title"]), tag("div", table, class_="wide"))
 
 
