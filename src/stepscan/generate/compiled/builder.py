@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from stepscan.generate.compiled.instructions import TYPES, Instruction, Loop, Node, Store
+from stepscan.generate.compiled.instructions import TYPES, Instruction
+from stepscan.generate.compiled.loops import Loop, Node, Store
 from stepscan.generate.compiled.memory import Buffer, Place, fresh
 
 OPERATIONS = (  # in the order of kernels/cpp/decode/elementwise.h

@@ -9,10 +9,10 @@ from stepscan.generate.compiled.builder import Builder
 from stepscan.generate.compiled.instructions import (
     AttentionStep,
     Instruction,
-    Loop,
     MemoryStep,
     parts,
 )
+from stepscan.generate.compiled.loops import Loop
 from stepscan.generate.compiled.memory import LANE, Buffer, Place, fresh
 
 
