@@ -39,6 +39,8 @@ PIECES: list[tuple[str, str, str, DataOptions, int, tuple[int, ...]]] = [
     ("digits", "digits", "gru*2", DataOptions(), 600, (0, 1, 2)),
     ("digits", "digits", "gated_delta_net*2", DataOptions(), 600, (0, 1, 2)),
     ("plaid, patch 10", "plaid", "gru*2", TENS, 600, (0, 1)),
+    ("digits, 2000 steps", "digits", "gru*2", DataOptions(), 2000, (0, 1)),
+    ("digits, 2000 steps", "digits", "gated_delta_net*2", DataOptions(), 2000, (0, 1)),
     ("mnist_5k", "mnist_5k", "gru*2", DataOptions(), 1000, (0, 1)),
     ("mnist_5k", "mnist_5k", "gated_delta_net*2", DataOptions(), 1000, (0, 1)),
 ]

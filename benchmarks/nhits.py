@@ -142,7 +142,6 @@ def train(folder: Path, seeds: list[int]) -> None:
             )
             forecaster = NeuralForecast(models=[model], freq=freq)
             forecaster.fit(filled[filled["ds"] <= learned])
-            steps = forecaster.models[0].trainer.global_step
             pieces = []
             for window, group in cutoffs.groupby("window"):
                 until = filled["unique_id"].map(group.set_index("unique_id")["cutoff"])
@@ -154,7 +153,7 @@ def train(folder: Path, seeds: list[int]) -> None:
                 said = forecaster.predict(df=history, futr_df=ahead).reset_index(drop=True)
                 pieces.append(said.assign(window=window))
             pd.concat(pieces, ignore_index=True).to_csv(out, index=False)
-            print(name, "seed", seed, steps, "steps", flush=True)
+            print(name, "seed", seed, flush=True)
 
 
 def score(folder: Path, seeds: list[int]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stepscan.apps import bench as room
-from stepscan.apps.bench import Protocol, bench, matrix, orderings, redraw, study
+from stepscan.apps.bench import Protocol, _work, bench, matrix, orderings, redraw, study
 from stepscan.apps.bench.findings import findings
 from stepscan.apps.bench.protocol import config_of, measure
 from stepscan.apps.bench.training import train
@@ -165,6 +165,16 @@ def test_a_cell_that_fails_is_tried_again_then_given_up(tmp_path, monkeypatch):
     assert queue.failed() == {("gla", "parity"): "RuntimeError: no luck"}
 
 
+def test_a_worker_does_so_many_cells_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "train", lambda m, t, p, rate, seed: run(rate=rate, seed=seed))
+    queue = study.Study(tmp_path, None)
+    queue.add([("gla", "parity"), ("gru", "parity"), ("lstm", "parity")])
+    queue.work(TINY, most=2)
+    assert queue.unfinished() == {("lstm", "parity")}
+    queue.work(TINY, most=2)
+    assert not queue.unfinished()
+
+
 # A whole run ------------------------------------------------------------------------------------
 
 
@@ -223,6 +233,16 @@ def test_a_killed_worker_is_noticed_and_its_cell_done(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "train", lambda m, t, p, rate, seed: run(rate=rate, seed=seed))
     queue.work(TINY)
     assert set(queue.done()) == {("gla", "parity")}
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_workers_follow_each_other_until_all_is_done(tmp_path):
+    queue = study.Study(tmp_path, None)
+    cells = [("gla", "parity"), ("lstm", "parity"), ("gru", "parity")]
+    queue.add(cells)
+    _work(queue, tmp_path, None, TINY, 1, Voice(quiet=True), each=1)
+    assert set(queue.done()) == set(cells)
 
 
 def test_hostile_names_are_shown_as_text(folder, tmp_path):

@@ -26,6 +26,7 @@ __all__ = ["MIXERS", "QUICK", "QUICK_TASKS", "Protocol", "Sweep", "bench", "redr
 
 VERSION = 1
 POLL = 2.0  # seconds between looks at the queue, which the workers fill
+EACH = 40  # cells of a process: kernels kept for each new shape add some megabytes a cell
 MIXERS = (
     "attention",
     "linear_attention",
@@ -149,22 +150,36 @@ def _work(
     protocol: Protocol,
     workers: int | None,
     voice: Voice,
+    each: int = EACH,
 ) -> None:
-    """Until every cell is done, by other processes or here."""
+    """Until every cell is done, by other processes or here. A process does `each` cells and is
+    followed by another.
+    """
     count = os.cpu_count() or 1 if workers is None else workers
     if count == 0:
         study.work(protocol, voice.say)
         return
     context = multiprocessing.get_context("spawn")
-    arguments = (folder, storage, protocol.to_dict(), 1)
-    crew = [context.Process(target=work, args=arguments, daemon=True) for _ in range(count)]
-    for member in crew:
+    arguments = (folder, storage, protocol.to_dict(), each)
+
+    def hire() -> multiprocessing.context.SpawnProcess:
+        member = context.Process(target=work, args=arguments, daemon=True)
         member.start()
+        return member
+
+    def gone(member: multiprocessing.context.SpawnProcess) -> bool:
+        return member.exitcode == 0 and bool(study.unfinished())
+
+    crew = [hire() for _ in range(count)]
     total = len(study.cells())
     try:
         with voice.moving():
             seen: set[tuple[str, str]] = set()
-            while alive := [member.sentinel for member in crew if member.is_alive()]:
+            while True:
+                crew = [hire() if gone(member) else member for member in crew]
+                alive = [member.sentinel for member in crew if member.exitcode is None]
+                if not alive and not any(map(gone, crew)):
+                    break
                 multiprocessing.connection.wait(alive, timeout=POLL)
                 for cell, best in study.best().items():
                     if cell not in seen:

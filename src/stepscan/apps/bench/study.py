@@ -65,13 +65,20 @@ class Study:
             if cell not in known:
                 self._queue(cell)
 
-    def work(self, protocol: Protocol, told: Callable[[str], None] = lambda line: None) -> None:
-        """Take cells until none is left, neither in the queue nor with somebody who is gone.
+    def work(
+        self,
+        protocol: Protocol,
+        told: Callable[[str], None] = lambda line: None,
+        most: int | None = None,
+    ) -> None:
+        """Take cells, `most` of them, or until none is left, neither in the queue nor with somebody
+        who is gone.
 
         A process that was started for this stops when the one that started it is gone.
         """
         parent = multiprocessing.parent_process()
-        while self._open():
+        taken = 0
+        while self.unfinished() and taken != most:
             if parent is not None and not parent.is_alive():
                 return
             trial = self._take()
@@ -79,6 +86,7 @@ class Study:
                 self._reclaim()
                 time.sleep(1)
                 continue
+            taken += 1
             with self._beating(trial):
                 value, state = self._do(trial, protocol, told)
             with contextlib.suppress(ValueError):  # taken for dead, and done by another
@@ -140,7 +148,7 @@ class Study:
     def _queue(self, cell: tuple[str, str]) -> None:
         self._study.enqueue_trial({}, user_attrs={"mixer": cell[0], "task": cell[1]})
 
-    def _open(self) -> set[tuple[str, str]]:
+    def unfinished(self) -> set[tuple[str, str]]:
         """The cells that are neither done nor given up."""
         trials = self._trials()
         done = {_cell(t) for t in trials if t.state.name == "COMPLETE"}
@@ -204,10 +212,10 @@ def best_rate(sweep: Sequence[Mapping[str, Any]]) -> float:
     return max(finite, key=lambda run: (run["valid"] or 0.0, -run["steps"]))["rate"]
 
 
-def work(folder: Path, storage: str | None, protocol: Mapping[str, Any], threads: int) -> None:
+def work(folder: Path, storage: str | None, protocol: Mapping[str, Any], most: int) -> None:
     """What a worker process does."""
-    torch.set_num_threads(threads)
-    Study(folder, storage).work(Protocol.from_dict(protocol))
+    torch.set_num_threads(1)
+    Study(folder, storage).work(Protocol.from_dict(protocol), most=most)
 
 
 def _cell(trial: Any) -> tuple[str, str]:
