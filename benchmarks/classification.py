@@ -41,7 +41,10 @@ PIECES: list[tuple[str, str, str, DataOptions, int, tuple[int, ...]]] = [
     ("plaid, patch 10", "plaid", "gru*2", TENS, 600, (0, 1)),
     ("digits, 2000 steps", "digits", "gru*2", DataOptions(), 2000, (0, 1)),
     ("digits, 2000 steps", "digits", "gated_delta_net*2", DataOptions(), 2000, (0, 1)),
+    ("mnist_5k, patch 28", "mnist_5k", "gru*2", DataOptions(patch=28), 1500, (0, 1, 2)),
+    ("mnist_5k, patch 28", "mnist_5k", "mamba2*2", DataOptions(patch=28), 1500, (0, 1, 2)),
     ("mnist_5k", "mnist_5k", "gru*2", DataOptions(), 1000, (0, 1)),
+    ("mnist_5k", "mnist_5k", "s4d*2", DataOptions(), 1000, (0,)),
     ("mnist_5k", "mnist_5k", "gated_delta_net*2", DataOptions(), 1000, (0, 1)),
 ]
 PUBLISHED = {  # from the papers as remembered; JapaneseVowels and BasicMotions are repeated here

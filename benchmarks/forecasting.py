@@ -114,7 +114,7 @@ def measure(
     }
     ours = table.pop("stepscan")
     if table:
-        found["simple"][name] = table | {"notes": list(tested.notes)}
+        found["simple"][name] = table
     return {
         "scores": ours,
         "valid": candidate.best,
@@ -122,16 +122,15 @@ def measure(
         "parameters": sum(p.numel() for p in network.parameters()),
         "layers": [c.name for c in network.config.mixers],
         "cpu seconds": seconds,
+        "notes": list(tested.notes),
     }
 
 
 def show(key: str, run: dict, simple: dict) -> None:
-    print(f"\n{key}   {run['cpu seconds']:.0f} s CPU   {'; '.join(simple['notes'])}")
+    print(f"\n{key}   {run['cpu seconds']:.0f} s CPU   {'; '.join(run.get('notes', ()))}")
     print(f"{'':16}" + "".join(f"{name:>13}" for name in SHOWN) + f"{'windows won':>13}")
     ours = run["scores"]
     for who, scores in {"stepscan": ours, **simple}.items():
-        if who == "notes":
-            continue
         pairs = list(zip(ours["MASE by window"], scores["MASE by window"], strict=True))
         share = f"{sum(a < b for a, b in pairs)} of {len(pairs)}" if scores is not ours else ""
         print(f"{who:16}" + "".join(f"{scores[name]:13.3f}" for name in SHOWN) + f"{share:>13}")

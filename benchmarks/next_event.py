@@ -1,6 +1,7 @@
 """What comes next for an aircraft, when, and after that: a trained model beside classical methods.
 
-python benchmarks/next_event.py [--data flights] [--layers PATTERN] [--steps 800] [--seeds 2]
+python benchmarks/next_event.py [--data flights] [--split random] [--layers PATTERN] [--steps 800]
+    [--seeds 2]
 
 Cases never trained on; all methods answer the same questions (`stepscan.apps.events`). Suffixes are
 the next 10 events of 200 cases, as the metrics in the file say. Finished pieces are kept in
@@ -22,6 +23,7 @@ from stepscan.apps.measure import parameters
 from stepscan.apps.runs import machine
 from stepscan.cli.speed import write
 from stepscan.cli.table import show
+from stepscan.data.base import DataOptions
 from stepscan.data.open import open_dataset
 from stepscan.train.config import TrainConfig
 
@@ -55,13 +57,14 @@ def train(domain, layers: str, steps: int, seed: int) -> dict:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="flights")
+    parser.add_argument("--split", default="time", help="which cases are held out")
     parser.add_argument("--layers", default="gated_delta_net*2")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(argv)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    domain = domain_of(open_dataset(args.data))
+    domain = domain_of(open_dataset(args.data, DataOptions(split=args.split)))
     found = json.loads(args.out.read_text()) if args.out.exists() else {}
     found = {"trained": {}, "classical": {}} | found
     found |= {

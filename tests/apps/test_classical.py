@@ -11,7 +11,7 @@ from stepscan.apps.baselines.alergia import Alergia
 from stepscan.apps.baselines.grams import BackOff, Grams, SuffixTree
 from stepscan.apps.baselines.heuristics_net import HeuristicsNet
 from stepscan.apps.baselines.hmm import HiddenMarkov
-from stepscan.apps.baselines.symbols import MarkovChain, MostFrequent, log_likelihood, walk
+from stepscan.apps.baselines.symbols import MarkovChain, MostFrequent, SameAgain, log_likelihood, walk
 from stepscan.apps.events.classical import METHODS, cases_of, continued, judge
 from stepscan.apps.events.metrics import similarity
 from stepscan.apps.events.questions import suffix_questions
@@ -87,12 +87,40 @@ def test_the_chain_counts_pairs(cases):
     most.fit(cases, VOCAB)
     pairs = Counter((int(a), int(b)) for case in cases for a, b in itertools.pairwise(case))
     after = Counter(b for (_, b), n in pairs.items() for _ in range(n))
-    assert most.chances(most.start(1))[0].argmax() == after.most_common(1)[0][0]
+    wanted = [after[b] / len(cases) for b in range(VOCAB)]
+    chance = most.chances(most.start(1))[0]
+    np.testing.assert_allclose(chance, np.array(wanted) / sum(wanted), atol=1e-3)
     for a in range(1, LAST):
         state = chain.read(chain.start(1), np.array([a]))
         total = sum(n for (x, _), n in pairs.items() if x == a)
         wanted = [pairs[a, b] / total for b in range(VOCAB)]
         np.testing.assert_allclose(chain.chances(state)[0], wanted, atol=0.01)
+
+
+def test_the_last_event_again_as_often_as_it_was(cases):
+    model = SameAgain()
+    model.fit(cases, VOCAB)
+    pairs = [(a, b) for case in cases for a, b in itertools.pairwise(case.tolist())]
+    share = sum(a == b for a, b in pairs) / len(pairs)
+    after = Counter(b for _, b in pairs)
+    for last in range(1, LAST):
+        chance = model.chances(model.read(model.start(1), np.array([last])))[0]
+        assert chance[last] == pytest.approx(share, abs=0.01)
+        others = [b for b in range(1, LAST) if b != last and after[b]]
+        told = [chance[b] / chance[others[0]] for b in others]
+        assert told == pytest.approx([after[b] / after[others[0]] for b in others], rel=0.02)
+
+
+def test_who_keeps_to_something_of_their_own_is_foretold_by_repetition_alone():
+    """Cases that stay with one symbol, half of them with one that training hardly shows."""
+    train = [np.full(9, 1 + i % 3) for i in range(30)]
+    test = [np.full(9, 4) for _ in range(5)]
+    right = {}
+    for model in (SameAgain(), MarkovChain()):
+        model.fit(train, 5)
+        last = model.read(model.start(5), np.array([case[0] for case in test]))
+        right[model.name] = (model.chances(last).argmax(1) == 4).mean()
+    assert right == {"same again": 1.0, "Markov chain": 0.0}
 
 
 def test_grams_are_counted_within_cases(cases):

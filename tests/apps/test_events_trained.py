@@ -71,7 +71,7 @@ def log():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_trained_model_is_within_a_point_of_the_best(layers, seed, log, record_property):
     domain, best, simple = log
-    plan = TrainConfig(steps=300, rows=16, length=64, learning_rate=4e-3, seed=seed)
+    plan = TrainConfig(steps=900, rows=16, length=64, learning_rate=4e-3, seed=seed)
     candidate = Candidate(domain, domain.config(layers, 32, dropout=0.0), plan)
     with candidate.trainer as trainer:
         trainer.run()

@@ -53,7 +53,7 @@ def error_rate(name, **options):
     domain = domain_of(open_dataset(name, DataOptions(**options)))
     recipe = domain.recipe
     train = TrainConfig(
-        steps=400, rows=recipe.rows, length=recipe.length, learning_rate=recipe.learning_rate
+        steps=1000, rows=recipe.rows, length=recipe.length, learning_rate=recipe.learning_rate
     )
     candidate = Candidate(domain, domain.config("gru*2"), train)
     candidate.trainer.run()

@@ -121,13 +121,17 @@ def test_rows_without_a_case_are_left_out_and_said():
     assert sum(map(len, dataset.parts.values())) == len(data) - 3
 
 
-def test_cases_can_be_held_out_by_name():
+def test_cases_can_be_held_out_by_name_or_by_chance():
     data = frame()
     data["case"] = [f"c{29 - int(c[1:]):03d}" for c in data.case]  # now the last begin first
-    by_time, by_name = build(data), build(data, split="name")
+    by_time, by_name, by_chance = (build(data, split=s) for s in ("time", "name", "random"))
     count = {c: int((data.case == c).sum()) for c in data.case}
     assert len(by_name.parts["test"]) == sum(count[f"c{i:03d}"] for i in range(24, 30))
     assert len(by_time.parts["test"]) == sum(count[f"c{i:03d}"] for i in range(6))
+    assert by_chance.parts["test"].lengths.tolist() != by_name.parts["test"].lengths.tolist()
+    assert [len(part.begins) for part in by_chance.parts.values()] == [21, 3, 6]
+    again = build(data, split="random").parts["test"]
+    assert torch.equal(again.tokens, by_chance.parts["test"].tokens)
 
 
 def test_new_cases_are_encoded_like_the_old():

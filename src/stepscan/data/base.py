@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -113,7 +113,10 @@ class Schema(abc.ABC):
 
     @classmethod
     def from_dict(cls: type[S], saved: Mapping[str, Any]) -> S:
-        """Read what `to_dict` wrote; unknown, missing or foreign keys are errors."""
+        """Read what `to_dict` wrote; unknown, missing or foreign keys are errors. Fields with a
+        default may be missing: they came later."""
+        later = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+        saved = later | dict(saved)
         wanted = {"kind"} | {f.name for f in fields(cls)}
         if saved.get("kind") != cls.kind:
             raise DataError(f"schema: want kind {cls.kind!r}, got {saved.get('kind')!r}")
@@ -196,6 +199,9 @@ class DataOptions:
     """Interactions, responses: the column with the user."""
     item: str | None = None
     """Interactions: the column with the item."""
+    clock: str = "auto"
+    """Interactions: whether a model reads their times too: yes, no, or as it asks for (auto), which
+    only unirec does."""
     question: str | None = None
     """Responses: the column with the question."""
     correct: str | None = None
@@ -240,7 +246,7 @@ class DataOptions:
     group: str | None = None
     """Labelled: sequences that share this are held out together, such as those of one person."""
     split: str = "time"
-    """Events: hold out the cases that begin last (time), or the last by name (name)."""
+    """Events: hold out the cases that begin last (time), the last by name, or any (random)."""
     ends: str = "auto"
     """Events: whether cases are complete, so that their end is learned: yes, no or auto."""
     minimum: int = 5

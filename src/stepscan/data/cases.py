@@ -15,6 +15,12 @@ FEWEST_CASES = 10
 HELD_OUT = (0.1, 0.2)  # valid, test
 LONG_GAP = 0.9  # quantile of the gaps within cases: who is silent for longer has ended
 STAGES = "lifecycle:transition"
+SPLITS = {
+    "time": "the cases that begin last",
+    "name": "the last cases by name",
+    "random": "cases at random",
+}
+"""Which cases are held out."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def unfinished(rows: Rows) -> Bool[np.ndarray, " N"]:
 
 def split_cases(rows: Rows, options: DataOptions, name: str) -> Int[np.ndarray, " N"]:
     """0, 1 or 2 for each row: train, valid, test; whole cases."""
-    lookup({"time": 0, "name": 1}, options.split, kind="split")
+    lookup(SPLITS, options.split, kind="split")
     valid = HELD_OUT[0] if options.valid is None else options.valid
     test = HELD_OUT[1] if options.test is None else options.test
     if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
@@ -140,10 +146,15 @@ def split_cases(rows: Rows, options: DataOptions, name: str) -> Int[np.ndarray, 
             f"{name}: want at least {FEWEST_CASES} cases to hold some out, got {len(firsts)}; "
             "is the case column the right one? Name it with --case"
         )
-    by = rows.stamps[firsts] if options.split == "time" else np.arange(len(firsts))
-    rank = np.empty(len(firsts), np.int64)
-    rank[np.argsort(by, kind="stable")] = np.arange(len(firsts))
-    n_test = max(1, round(len(firsts) * test))
-    n_valid = max(1, round(len(firsts) * valid))
-    part = np.where(rank >= len(firsts) - n_test, 2, rank >= len(firsts) - n_test - n_valid)
+    count = len(firsts)
+    by = {
+        "time": lambda: rows.stamps[firsts],
+        "name": lambda: np.arange(count),
+        "random": lambda: np.random.default_rng(0).permutation(count),
+    }[options.split]()
+    rank = np.empty(count, np.int64)
+    rank[np.argsort(by, kind="stable")] = np.arange(count)
+    n_test = max(1, round(count * test))
+    n_valid = max(1, round(count * valid))
+    part = np.where(rank >= count - n_test, 2, rank >= count - n_test - n_valid)
     return part[np.cumsum(rows.starts) - 1].astype(np.int64)

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from stepscan.data.base import DataError, DataOptions, Dataset, Packed, Schema
-from stepscan.data.cases import Rows, read_rows, split_cases, unfinished
+from stepscan.data.cases import SPLITS, Rows, read_rows, split_cases, unfinished
 from stepscan.data.clock import DAY, WEEK, on_circles, span
 from stepscan.data.tables import Table, codes, labels, ticks, times
 from stepscan.names import lookup
@@ -93,6 +93,8 @@ class EventSchema(Schema):
     def encode(self, table: Table) -> tuple[Packed, list[str]]:
         """Every case of a table, whole; and the names of the cases in this order."""
         rows, _ = read_rows(table, self.case, self.activity, self.time, self.attributes)
+        if not len(rows.stamps):
+            raise DataError(f'{table.name}: no row with a "{self.case}" and a "{self.activity}"')
         return pack(self, rows), rows.names[rows.starts].tolist()
 
     def never_seen(self, table: Table) -> list[str]:
@@ -259,7 +261,7 @@ def describe(
     how_ends: str,
 ) -> tuple[str, ...]:
     """What is said of a log: `cases` counts those for training, for choosing and for the test."""
-    how = {"time": "the cases that begin last", "name": "the last cases by name"}[options.split]
+    how = SPLITS[options.split]
     train, valid, test = cases
     return (
         f"{name}   events  {events:,} in {sum(cases):,} cases   "

@@ -53,7 +53,7 @@ class MostFrequent(SymbolModel):
 
     def fit(self, cases: list[Ids], vocab: int) -> None:
         """Count what comes after something."""
-        self._chance = _smoothed(_chain(cases, vocab, order=0).scores(0))
+        self._chance = _smoothed(_chain(cases, vocab, order=0).overall)
 
     def start(self, rows: int) -> NDArray[Any]:
         """Nothing to remember."""
@@ -70,6 +70,44 @@ class MostFrequent(SymbolModel):
     def places(self, state: NDArray[Any]) -> Int[np.ndarray, " B"]:
         """All the same."""
         return np.zeros(len(state), np.int64)
+
+
+class SameAgain(SymbolModel):
+    """The last event again, as often as that happens in training; else what comes most often.
+
+    The one simple method that needs no symbol to be known: where cases keep to something of their
+    own, it can be ahead of all that only know what cases have in common.
+    """
+
+    name: ClassVar[str] = "same again"
+
+    def fit(self, cases: list[Ids], vocab: int) -> None:
+        """Count repetitions, and what comes instead."""
+        again = sum(int((case[1:] == case[:-1]).sum()) for case in cases)
+        self._again = (again + 0.5) / (sum(len(case) - 1 for case in cases) + 1)
+        self._overall = _smoothed(_chain(cases, vocab, order=0).overall)
+
+    def start(self, rows: int) -> NDArray[Any]:
+        """Nothing yet."""
+        return np.zeros((rows, 1), np.int64)
+
+    def read(self, state: NDArray[Any], symbols: Int[np.ndarray, " B"]) -> NDArray[Any]:
+        """The last symbol is all."""
+        return np.asarray(symbols, np.int64)[:, None]
+
+    def chances(self, state: NDArray[Any]) -> Float[np.ndarray, "B V"]:
+        """The rest is shared among the other symbols as they occur."""
+        last, rows = state[:, 0], np.arange(len(state))
+        found = np.tile(self._overall, (len(state), 1))
+        known = last > 0  # nobody can say again what has no name
+        found[rows[known], last[known]] = 0.0
+        found[known] *= (1 - self._again) / found[known].sum(-1, keepdims=True)
+        found[rows[known], last[known]] = self._again
+        return found
+
+    def places(self, state: NDArray[Any]) -> Int[np.ndarray, " B"]:
+        """The last symbol."""
+        return state[:, 0]
 
 
 class MarkovChain(SymbolModel):
@@ -141,7 +179,7 @@ def _chain(cases: list[Ids], vocab: int, *, order: int) -> Markov:
     return Markov(before, after, vocab, order)
 
 
-def _smoothed(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scores as probabilities; half a count is shared among all symbols."""
-    mass = scores + 0.5 / scores.shape[-1]
+def _smoothed(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Counts as probabilities; half a count is shared among all symbols."""
+    mass = counts + 0.5 / counts.shape[-1]
     return mass / mass.sum(-1, keepdims=True)

@@ -16,7 +16,14 @@ from stepscan.apps.baselines.alergia import Alergia
 from stepscan.apps.baselines.grams import BackOff, SuffixTree
 from stepscan.apps.baselines.heuristics_net import HeuristicsNet
 from stepscan.apps.baselines.hmm import HiddenMarkov
-from stepscan.apps.baselines.symbols import Ids, MarkovChain, MostFrequent, SymbolModel, walk
+from stepscan.apps.baselines.symbols import (
+    Ids,
+    MarkovChain,
+    MostFrequent,
+    SameAgain,
+    SymbolModel,
+    walk,
+)
 from stepscan.apps.domain import Scores
 from stepscan.apps.events.metrics import SUFFIX, Tally, by_likeness
 from stepscan.apps.events.questions import Questions, cut
@@ -26,6 +33,7 @@ from stepscan.data.events import EventSchema
 
 METHODS: tuple[type[SymbolModel], ...] = (
     MostFrequent,
+    SameAgain,
     MarkovChain,
     BackOff,
     HiddenMarkov,
