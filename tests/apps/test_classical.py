@@ -11,7 +11,13 @@ from stepscan.apps.baselines.alergia import Alergia
 from stepscan.apps.baselines.grams import BackOff, Grams, SuffixTree
 from stepscan.apps.baselines.heuristics_net import HeuristicsNet
 from stepscan.apps.baselines.hmm import HiddenMarkov
-from stepscan.apps.baselines.symbols import MarkovChain, MostFrequent, SameAgain, log_likelihood, walk
+from stepscan.apps.baselines.symbols import (
+    MarkovChain,
+    MostFrequent,
+    SameAgain,
+    log_likelihood,
+    walk,
+)
 from stepscan.apps.events.classical import METHODS, cases_of, continued, judge
 from stepscan.apps.events.metrics import similarity
 from stepscan.apps.events.questions import suffix_questions

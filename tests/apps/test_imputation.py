@@ -104,6 +104,22 @@ def test_a_gap_of_one_step_is_mostly_a_line_and_each_side_has_its_end(model):
             assert weights[1, -1] > weights[1, 0]
 
 
+def test_answers_are_tried_on_what_was_not_learned_from(model):
+    """Where there is enough of it; else on all."""
+    packed = model.schema.encode(model.table(knocked_out(0.1).frame))
+    last = int(packed.panel.stamps[1000])
+    made = [
+        Filler(model.network, model.schema, packed, reach=model.reach, seen_until=until)
+        for until in (None, last, int(packed.panel.stamps[-60]))
+    ]
+    for length, at in made[1].runs.items():
+        before, few = made[0].runs[length], made[2].runs[length]
+        assert (packed.stamps_at(before) <= last).any()
+        assert torch.equal(few, before)
+        new = (packed.stamps_at(at) > last).all()
+        assert new or length > 16, "440 hours hold a hundred runs of 16 hours between gaps"
+
+
 def test_long_gaps_and_short_tables(model):
     """Longer than two horizons, longer than a season; too little to try the answers on."""
     frame = demand(60, seed=4)

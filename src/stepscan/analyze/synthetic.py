@@ -6,10 +6,15 @@ them what is true of the real ones.
     predictive       mean absolute error, on real series, of the next value foretold by a GRU that
                      has learned from the made-up ones
 
-Source: Yoon, Jarrett and van der Schaar 2019 (TimeGAN).
+    nearest          whether they lie nearer to the series they were learned from than real ones do
+                     that were never seen: then the generator has learned by heart
+
+Source of the first two: Yoon, Jarrett and van der Schaar 2019 (TimeGAN).
 """
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,6 +25,7 @@ from stepscan.layers.projection import Linear
 from stepscan.mixers import MIXERS
 
 WIDTH, ROWS, RATE, HELD_OUT = 24, 64, 3e-3, 0.25
+HEART = 1e-3  # below this chance what was made is too near to what it was learned from
 
 
 class Judge(nn.Module):
@@ -93,3 +99,57 @@ def _trained(
         wrong.backward()
         optimizer.step()
     return judge
+
+
+class Nearest(NamedTuple):
+    """How near made-up series lie to those that their generator learned from."""
+
+    made: float
+    """Median distance from a made-up series to its nearest training one: root mean square over the
+    steps and channels that both know."""
+    held_out: float
+    """The same from real series that the generator never saw."""
+    p: float
+    """Chance of distances as small as this, were the made-up ones no nearer than the held-out ones
+    (one-sided Mann-Whitney test, normal approximation)."""
+    copies: int
+    """Made-up series at less than half the least distance between any two real ones."""
+
+    @property
+    def sound(self) -> bool:
+        """Nothing learned by heart is seen."""
+        return self.copies == 0 and self.p >= HEART
+
+
+def nearest(
+    made: Float[Tensor, "M T C"], train: Float[Tensor, "N T C"], held_out: Float[Tensor, "K T C"]
+) -> Nearest:
+    """The nearest-neighbour test for training rows that leak into what was made.
+
+    Args:
+        made: What a generator made.
+        train: What it learned from. NaN is missing, as after the end of shorter series.
+        held_out: Real series that it never saw.
+    """
+    near, real = distances(made, train).amin(1), distances(held_out, train).amin(1)
+    among = distances(train, train).fill_diagonal_(torch.inf).flatten()
+    least = torch.cat([among, real])
+    least = least[least > 0].amin()  # the same series twice says nothing of how near others lie
+    both = torch.cat([near, real])
+    rank = (both[:, None] > both).sum(1) + ((both[:, None] == both).sum(1) + 1) / 2
+    m, k = len(near), len(real)
+    wins = rank[:m].sum() - m * (m + 1) / 2
+    spread = math.sqrt(m * k * (m + k + 1) / 12)
+    p = torch.special.ndtr((wins - m * k / 2 + 0.5) / spread)
+    copies = int((near < least / 2).sum())
+    return Nearest(float(near.median()), float(real.median()), float(p), copies)
+
+
+def distances(a: Float[Tensor, "M T C"], b: Float[Tensor, "N T C"]) -> Float[Tensor, "M N"]:
+    """Root mean square over what both know; infinite where that is nothing."""
+    a, b = a.double().flatten(1), b.double().flatten(1)
+    rows = []
+    for one in a:
+        squares = (one - b).square()
+        rows.append(squares.nansum(1) / (~squares.isnan()).sum(1))
+    return torch.stack(rows).sqrt().nan_to_num(torch.inf)

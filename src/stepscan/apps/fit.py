@@ -17,6 +17,7 @@ from stepscan.apps import measure, report, runs, warm
 from stepscan.apps.candidate import Candidate
 from stepscan.apps.compare import as_section, baseline_row
 from stepscan.apps.domain import Domain, Metric, Scores, bounded, with_options
+from stepscan.apps.interactions.presets import with_clock
 from stepscan.apps.kinds import domain_of
 from stepscan.apps.model import Model
 from stepscan.apps.progress import Voice, clock, size
@@ -109,6 +110,7 @@ def fit(
     old = None if warm_start is None else warm.begin(warm_start)
     if old is not None:
         options = warm.reading(old, options)
+    options = with_clock(asked.layers, options)
     opened = open_source(data, options, None if old is None else old.schema)
     dataset = opened.dataset
     domain = domain_of(dataset)
@@ -289,7 +291,7 @@ NEXT = {
     "series": "forecast {0}",
     "events": "predict {0} LAST-EVENTS ...",
     "interactions": "recommend {0} LAST-ITEMS ...",
-    "item_texts": "predict {0} LAST-ITEMS ...",
+    "item_texts": "recommend {0} LAST-ITEMS ...",
     "responses": "predict {0} QUESTION=1 ANOTHER=0 ...",
     "labelled": "predict {0} --file NEW.csv",
 }

@@ -14,6 +14,7 @@ from stepscan.apps.reading import read_piece
 from stepscan.data.base import Packed
 from stepscan.data.batches import places
 from stepscan.data.events import EventSchema
+from stepscan.data.tables import Table
 from stepscan.train.evaluate import walk_outputs
 
 if TYPE_CHECKING:
@@ -74,8 +75,13 @@ class NextStepModel(Model):
         schema = self.schema
         if top < 1:
             raise ValueError(f"predict: want top >= 1, got {top}")
-        packed, names = schema.encode(self.table(data))
+        table = self.table(data)
+        packed, names = schema.encode(table)
+        self.check_read(table, packed)
         return self.next_of_each(packed, names, top=top, exclude_seen=exclude_seen)
+
+    def check_read(self, table: Table, packed: Packed) -> None:
+        """Warn of rows that training never showed; an error where there are no others."""
 
     def next_of_each(
         self, packed: Packed, names: Sequence[Any], *, top: int, exclude_seen: bool

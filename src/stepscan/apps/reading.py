@@ -72,8 +72,7 @@ def read_piece(  # noqa: PLR0911 (a return for each kind of data)
     if isinstance(schema, EventSchema):
         return _events(schema, data, stamps, memory, begun=begun)
     if isinstance(schema, InteractionSchema):
-        tokens, reals = schema.prompt(_names(schema, data)).inputs_at(slice_of(len(data)))
-        return Piece(_one_row(tokens, reals), None, _as_it_is)
+        return _interactions(schema, data, stamps, memory, begun=begun)
     if isinstance(schema, ItemTextSchema):
         return _item_texts(schema, data, memory or 0)
     if isinstance(schema, LabelledSchema):
@@ -166,11 +165,42 @@ def _events(schema: EventSchema, data: Any, stamps: Any, memory: Any, *, begun: 
     return Piece(_one_row(tokens, torch.from_numpy(channels)), int(clock[-1]), _as_it_is)
 
 
-def _clock(schema: EventSchema, stamps: Any, count: int) -> np.ndarray:
+def _interactions(
+    schema: InteractionSchema, data: Any, stamps: Any, memory: Any, *, begun: bool
+) -> Piece:
+    """`memory` is the time of the last item, if the model reads times and they are told."""
+    names = _names(schema, data)
+    clock = times_of(schema, data, stamps)
+    if begun and schema.unit and (clock is not None) != (memory is not None):
+        raise DataError("stream: give times with every piece of a history, or with none")
+    if clock is None or not names:
+        tokens, reals = schema.prompt(names).inputs_at(slice_of(len(names)))
+        return Piece(_one_row(tokens, reals), memory, _as_it_is)
+    # A step before the first one, so that a later piece does not look like a beginning.
+    lead = 0 if memory is None else 1
+    joined = np.concatenate([np.array([memory] * lead, np.int64), clock])
+    if (np.diff(joined) < 0).any():
+        at = int((np.diff(joined) < 0).argmax()) + 1 - lead
+        raise DataError(f"times: item {at + 1} is before the one before it; want them in order")
+    packed = schema.prompt([*names[:lead], *names], joined)
+    tokens, reals = packed.inputs_at(slice_of(len(packed), lead))
+    return Piece(_one_row(tokens, reals), int(joined[-1]), _as_it_is)
+
+
+def times_of(schema: InteractionSchema, data: Any, stamps: Any = None) -> np.ndarray | None:
+    """The times of a history: those told, else the column of a frame; None where there are none,
+    or the model does not read them."""
+    if stamps is None and hasattr(data, "columns") and schema.time in data.columns:
+        stamps = data[schema.time]
+    return None if stamps is None or not schema.unit else _clock(schema, stamps, len(data))
+
+
+def _clock(schema: EventSchema | InteractionSchema, stamps: Any, count: int) -> np.ndarray:
     import pandas as pd  # noqa: PLC0415
 
     if len(stamps) != count:
-        raise DataError(f"times: want one for each of {count} events, got {len(stamps)}")
+        what = "events" if isinstance(schema, EventSchema) else "items"
+        raise DataError(f"times: want one for each of {count} {what}, got {len(stamps)}")
     frame = pd.DataFrame({schema.time: list(stamps)})
     read = times(Table(frame, "times"), schema.time)
     if read.calendar != schema.calendar:

@@ -112,7 +112,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
         data = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; is {path.parent} a run folder?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path}: want a JSON object")

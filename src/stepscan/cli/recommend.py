@@ -27,6 +27,8 @@ class Args:
     """Items in order, the last one last, of anyone."""
     file: Path | None = None
     """A table with the columns of the training data: one list for each user in it."""
+    items: Path | None = None
+    """A table of further items, of which the model has read nothing yet: with items as text."""
     users: str | None = None
     """These users alone, separated by commas; without --file, of the training data."""
     top: int = TOP
@@ -45,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
     if args.history and (args.file is not None or args.users is not None):
         raise ValueError("recommend: want a history, or users with --file or --users; not both")
     model: Any = Model.load(args.model)
+    if args.items is not None:
+        model = model.with_items(args.items)
     asked: dict[str, Any] = {"top": args.top, "exclude_seen": args.exclude_seen}
     if args.file is None and args.users is None:
         found = model.recommend(args.history, **asked)

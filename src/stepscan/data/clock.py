@@ -22,6 +22,24 @@ def on_circles(
     return np.stack([np.sin(angles), np.cos(angles)], 2).reshape(len(stamps), 2 * len(periods))
 
 
+def components(stamps: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N 7"]:
+    """Year, month, day, day of the week (Monday is 1), day of the year, week (of ISO
+    8601) and hour of times in nanoseconds since 1970."""
+    import pandas as pd  # noqa: PLC0415
+
+    times = pd.DatetimeIndex(stamps.astype("datetime64[ns]"))
+    parts = (
+        times.year,
+        times.month,
+        times.day,
+        times.dayofweek + 1,
+        times.dayofyear,
+        times.isocalendar().week,
+        times.hour,
+    )
+    return np.stack([np.asarray(part, np.float32) for part in parts], 1)
+
+
 def span(seconds: float) -> tuple[str, float]:
     """The word that people would use for a stretch of time of this size, and its seconds."""
     for least, word, size in SPANS:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 DELIMITERS = ",;\t|"
 ATOMIC = (".inter", ".item", ".user")
 """Files as RecBole has them: separated by tabs, columns called `name:type`."""
+VALUE = re.compile(r"[-+]?\d+\.\d{3,}|\d{4}-\d\d-\d\d[T ]\d\d:\d\d.*")
+"""A name of a column that is none: a number with decimals, a date with a time of day."""
 TYPED = re.compile(r":(token|float)(_seq)?$")
 
 
@@ -98,7 +100,7 @@ def _read_csv(path: Path, missing: tuple[str, ...]) -> Table:
             f"{path}: not a table separated by {way.delimiter!r} ({line_of(error)}); "
             f"want a header, then the same number of cells in every row"
         ) from None
-    return _checked(frame, path, missing, way.findings)
+    return _checked(frame, path, missing, (*way.findings, *_unnamed(frame)))
 
 
 def check_rows(path: Path, way: Dialect) -> None:
@@ -113,6 +115,8 @@ def check_rows(path: Path, way: Dialect) -> None:
             for cells in csv.reader(file, delimiter=way.delimiter):
                 if not cells:
                     continue
+                if not wanted:
+                    _check_names(path, cells)
                 wanted = wanted or len(cells)
                 if len(cells) != wanted:
                     raise DataError(
@@ -122,6 +126,26 @@ def check_rows(path: Path, way: Dialect) -> None:
                 row += 1
     except csv.Error:  # a cell longer than this reader takes: pandas has its own word on it
         return
+
+
+def _check_names(path: Path, cells: list[str]) -> None:
+    """Raise `DataError` at a name that the header has twice: pandas would make up another one."""
+    seen: set[str] = set()
+    for name in (cell.strip() for cell in cells):
+        if name and name in seen:
+            raise DataError(f'{path}: column "{name}" is there twice; rename one of them')
+        seen.add(name)
+
+
+def _unnamed(frame: "pd.DataFrame") -> tuple[str, ...]:
+    """What is said of a header that reads like a row of values."""
+    values = [c for c in frame.columns if VALUE.fullmatch(str(c).strip())]
+    if not values:
+        return ()
+    return (
+        f'the first row gives the columns their names, and looks like values ("{values[0]}"): is '
+        "the header missing?",
+    )
 
 
 def sniff_delimiter(head: str) -> str:

@@ -9,7 +9,10 @@ from jaxtyping import Bool, Float, Int
 
 from stepscan.data.base import DataError
 from stepscan.data.frequency import Frequency, best_season
-from stepscan.data.tables import Table, labels, numbers, times
+from stepscan.data.tables import MILLIONTHS, Table, labels, numbers, times
+
+SPARSE, ROOM = 20, 100_000
+"""The most steps that rows are laid on: so many for each row, and so many besides."""
 
 
 class Columns(NamedTuple):
@@ -75,6 +78,8 @@ class Grid:
         over = np.zeros(len(present), np.int64)
         np.maximum.at(over, series, index)
         lengths = over - self.first + 1
+        if timed:
+            _check_dense(read, frequency, int(lengths.sum()))
         self.end = np.cumsum(lengths)
         self.begin = self.end - lengths
         place = self.begin[series] + index - self.first[series]
@@ -93,6 +98,24 @@ class Grid:
         value = np.flatnonzero(~np.isnan(self.y))
         self.last_value = np.zeros(len(present), np.int64)
         np.maximum.at(self.last_value, self.series[value], value)
+
+
+def _check_dense(read: Rows, frequency: Frequency, steps: int) -> None:
+    """Raise `DataError` where one wrong date makes a long grid with nearly nothing on it."""
+    rows = len(read.y)
+    if steps <= SPARSE * rows + ROOM:
+        return
+    first, last = int(read.stamps.min()), int(read.stamps.max())
+    since, until = (
+        str(np.datetime64(when, "ns").astype("datetime64[s]")).replace("T", " ")
+        if read.calendar
+        else f"{when / MILLIONTHS:g}"
+        for when in (first, last)
+    )
+    raise DataError(
+        f"{rows:,} rows from {since} to {until} are too few for {steps:,} steps of "
+        f"{frequency}: is one of these times wrong? Drop its row, or bring the rows to that grid"
+    )
 
 
 def read_rows(table: Table, columns: Columns) -> Rows:
@@ -121,10 +144,11 @@ def read_rows(table: Table, columns: Columns) -> Rows:
     if same.any():
         row = int(order[1:][same].min())
         of = f' of series "{ids[series[row]]}"' if columns.id else ""
+        clash = findings and "UTC" in findings[0]  # the clock of another zone may be the reason
         raise DataError(
             f"{table.cell(row, str(columns.time))}: this time{of} was there before "
             f"({same.sum():,} such rows). Keep one row a time, or name the column that tells "
-            "series apart with --id"
+            "series apart with --id" + (f"; {findings[0]}" if clash else "")
         )
     y = [numbers(table, column, "target") for column in columns.target]
     covariates = [numbers(table, column, "covariate") for column in columns.covariates]

@@ -150,6 +150,8 @@ def labelled_columns(table: Table, options: DataOptions) -> tuple[LabelledColumn
         rest = [c for c in table.columns if c not in taken]
         channels = [c for c in rest if is_number(table, c)]
         words = [c for c in rest if c not in channels and not labels(table, c, "").isna().all()]
+        empty = [c for c in rest if c not in channels and c not in words]
+        findings += [f'column "{c}" holds no values: left out' for c in empty]
         fixed = [c for c in words if table.frame.groupby(id_)[c].nunique(dropna=False).max() < 2]
         words = [c for c in words if c not in fixed]
         findings += [

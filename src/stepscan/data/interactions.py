@@ -1,6 +1,9 @@
 """Users and items: which item a user takes next.
 
-    inputs    the items of a user in order of time, one sequence a user
+    inputs    the items of a user in order of time, one sequence a user; with a clock also
+              (known, year, month, day, weekday, day of the year, week, hour, each less its mean
+              in training, time since the interaction before) of each, all 0 where its time is
+              not known
     asked     the next item ("token")
 
 Leave-last-out: the last item of each user is the test, the one before it is for choosing, the rest
@@ -18,10 +21,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from stepscan.data.base import DataError, DataOptions, Dataset, Packed, Schema
+from stepscan.data.clock import components
 from stepscan.data.tables import Table, codes, labels, times
 
 if TYPE_CHECKING:
     import pandas as pd
+
+CLOCK = 9
+"""Real inputs of a step with a clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,13 @@ class InteractionSchema(Schema):
     """Item i + 1 of the vocabulary; 0 is one never seen."""
     counts: tuple[int, ...]
     """How often each item is in the training part."""
+    unit: float = 0.0
+    """The mean time between two interactions of a user in training, in the ticks of the clock; 0:
+    times are not read."""
+    calendar: bool = False
+    """Whether times are dates."""
+    middle: tuple[float, ...] = ()
+    """With a clock: the mean year, month ... of training, which are taken off."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -46,24 +60,54 @@ class InteractionSchema(Schema):
 
     @property
     def reals(self) -> int:
-        """None."""
-        return 0
+        """Those of the clock, if there is one."""
+        return CLOCK if self.unit else 0
+
+    def clock(
+        self, stamps: Int[np.ndarray, " N"], starts: Bool[np.ndarray, " N"]
+    ) -> Float[np.ndarray, "N 9"]:
+        """The real inputs of interactions at these times; `starts` marks the first of each user."""
+        found = np.zeros((len(stamps), CLOCK), np.float32)
+        found[:, 0] = 1
+        if self.calendar:
+            found[:, 1:-1] = components(stamps) - np.array(self.middle, np.float32)
+        since = np.diff(stamps, prepend=stamps[:1]) * ~starts
+        found[:, -1] = np.maximum(since / self.unit, 0)
+        return found
 
     def encode(self, table: Table) -> tuple[Packed, list[str]]:
         """Every user's history, nothing asked; and the users in this order."""
         (users, _), (items, _) = ids(table, self.user, "user"), ids(table, self.item, "item")
         kept = np.flatnonzero((users.notna() & items.notna()).to_numpy())
+        if not len(kept):
+            raise DataError(f"{table.name}: no row with a user and an item")
         user, names = users.iloc[kept].factorize(sort=True)
-        order = np.lexsort((times(table, self.time).values[kept], user))
-        starts = torch.from_numpy(np.diff(user[order], prepend=-1) != 0)
+        clock = times(table, self.time)
+        order = np.lexsort((clock.values[kept], user))
+        starts = np.diff(user[order], prepend=-1) != 0
         said = codes(items.iloc[kept[order]], self.items)
-        return _packed(starts, said, np.zeros(len(said), bool)), list(map(str, names))
+        reals = None
+        if self.unit:
+            self.check_clock(table.name, calendar=clock.calendar)
+            reals = self.clock(clock.values[kept[order]], starts)
+        packed = _packed(starts, said, np.zeros(len(said), bool), reals=reals)
+        return packed, list(map(str, names))
 
-    def prompt(self, items: Sequence[str]) -> Packed:
-        """The history of one user, nothing asked."""
+    def check_clock(self, name: str, *, calendar: bool) -> None:
+        """Times as in training, or an error."""
+        if calendar != self.calendar:
+            wanted = "dates such as 2024-12-31 23:59:59" if self.calendar else "plain numbers"
+            raise DataError(f'{name}: want times in "{self.time}" as {wanted}, as in training')
+
+    def prompt(self, items: Sequence[str], stamps: Int[np.ndarray, " N"] | None = None) -> Packed:
+        """The history of one user, nothing asked; with a clock at these times, if they are told."""
         vocabulary = {item: i for i, item in enumerate(self.items, 1)}
         said = np.array([vocabulary.get(str(item), 0) for item in items], np.int64)
-        return _packed(torch.arange(len(said)) == 0, said, np.zeros(len(said), bool))
+        starts = np.arange(len(said)) == 0
+        reals = np.zeros((len(said), CLOCK), np.float32) if self.unit else None
+        if self.unit and stamps is not None:
+            reals = self.clock(stamps, starts)
+        return _packed(starts, said, np.zeros(len(said), bool), reals=reals)
 
 
 def ids(table: Table, column: str, role: str) -> tuple["pd.Series", list[str]]:
@@ -128,23 +172,35 @@ def interaction_dataset(
     alone = int((begins & (total < 3)).sum())
     if alone:
         findings.append(f"{alone:,} users with fewer than three interactions train only")
-    uneven = variances(clock.values[kept], begins)
-    parts = _leave_last_out(rows, begins, place, total, held, uneven)
-    tokens = parts["train"].tokens
-    assert tokens is not None
-    learned = np.bincount(tokens[:, 0].numpy(), minlength=len(vocabulary) + 1)
+    stamps = clock.values[kept]
+    often = total >= 3
+    trained = place < total - np.where(often, held.valid + held.test, 0)
+    learned = np.bincount(rows[trained], minlength=len(vocabulary) + 1)
+    reads = _reads_clock(options)
+    dated = reads and clock.calendar
     schema = InteractionSchema(
         user=user_column,
         item=item_column,
         time=time,
         items=vocabulary,
         counts=tuple(learned[1:].tolist()),
+        unit=_unit(stamps, begins, trained) if reads else 0.0,
+        calendar=clock.calendar,
+        middle=_middle(stamps[trained]) if dated else (),
     )
+    extra = {"uneven": variances(stamps, begins).astype(np.float32), "when": stamps}
+    reals = schema.clock(stamps, begins) if schema.unit else None
+    parts = _leave_last_out(rows, begins, place, total, held, extra, reals)
     said = (
         f"{name}   interactions  {len(kept):,}   "
         f'user "{user_column}" ({begins.sum():,})   item "{item_column}" ({len(vocabulary):,})   '
         f'time "{time}"',
         "task        the next item of a user, ranked among all items",
+        *(
+            ("clock       the calendar and the time since the item before are read too",)
+            if schema.unit
+            else ()
+        ),
         f"held out    {_told(held, int((begins & (total >= 3)).sum()))}",
     )
     return Dataset(
@@ -193,7 +249,8 @@ def _leave_last_out(
     place: Int[np.ndarray, " N"],
     total: Int[np.ndarray, " N"],
     held: Held,
-    uneven: Float[np.ndarray, " N"],
+    extra: Mapping[str, np.ndarray],
+    reals: Float[np.ndarray, "N 9"] | None,
 ) -> dict[str, Packed]:
     """`place` of `total`: where each row stands in its user's history."""
     after = np.append(ids[1:], 0)
@@ -211,7 +268,12 @@ def _leave_last_out(
             chosen, asked = np.flatnonzero(inputs & often), place == total - out - 1
         target = np.where(asked, after, -1)[chosen]
         parts[part] = _packed(
-            torch.from_numpy(begins[chosen]), ids[chosen], asked[chosen], target, uneven[chosen]
+            begins[chosen],
+            ids[chosen],
+            asked[chosen],
+            target,
+            extra={name: values[chosen] for name, values in extra.items()},
+            reals=None if reals is None else reals[chosen],
         )
     return parts
 
@@ -234,20 +296,44 @@ def variances(
     return np.where(count >= 2, np.maximum(square - mean**2, 0), np.nan)
 
 
+def _reads_clock(options: DataOptions) -> bool:
+    if options.clock not in ("auto", "yes", "no"):
+        raise DataError(f"clock: want yes, no or auto, got {options.clock!r}")
+    return options.clock == "yes"
+
+
+def _unit(
+    stamps: Int[np.ndarray, " N"], begins: Bool[np.ndarray, " N"], trained: Bool[np.ndarray, " N"]
+) -> float:
+    """The mean time between two interactions of a user in training; 1 where there is none."""
+    since = np.diff(stamps, prepend=stamps[:1])[trained & ~begins]
+    return float(since.mean()) if len(since) and since.any() else 1.0
+
+
+def _middle(stamps: Int[np.ndarray, " N"]) -> tuple[float, ...]:
+    """The mean of each part of the calendar, rounded."""
+    return tuple(components(stamps).mean(0, dtype=np.float64).round(2).tolist())
+
+
 def _packed(
-    starts: Bool[torch.Tensor, " N"],
+    starts: Bool[np.ndarray, " N"],
     ids: Int[np.ndarray, " N"],
     asked: Bool[np.ndarray, " N"],
     target: Int[np.ndarray, " N"] | None = None,
-    uneven: Float[np.ndarray, " N"] | None = None,
+    *,
+    extra: Mapping[str, np.ndarray] | None = None,
+    reals: Float[np.ndarray, "N 9"] | None = None,
 ) -> Packed:
-    """`uneven` is no question: it says of a user who is asked how the answers may be sorted."""
+    """`extra` is no question: it says how even a user's intervals are up to a step, and when the
+    step is, so that answers may be sorted and items have neighbours in time.
+    """
     wanted = np.full(len(ids), -1) if target is None else np.where(asked, target, -1)
     return Packed(
-        starts,
+        torch.from_numpy(starts),
         tokens=torch.from_numpy(ids.astype(np.int32))[:, None],
+        reals=None if reals is None else torch.from_numpy(reals),
         targets={"token": torch.from_numpy(wanted.astype(np.int32))}
-        | ({} if uneven is None else {"uneven": torch.from_numpy(uneven.astype(np.float32))}),
+        | {name: torch.from_numpy(values) for name, values in (extra or {}).items()},
     )
 
 

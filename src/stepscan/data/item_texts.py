@@ -61,8 +61,8 @@ class ItemTextSchema(Schema):
     """Item i + 1 of the catalogue."""
     texts: tuple[tuple[str, ...], ...]
     """Of each item the value of each field, empty where it is missing."""
-    trained: int
-    """So many of the items, the first ones, were taken in training."""
+    counts: tuple[int, ...]
+    """How often each item is in the training part; those of none come last."""
     bpe: str
     """The tokenizer learned from the catalogue, as the JSON of the `tokenizers` library."""
 
@@ -75,6 +75,11 @@ class ItemTextSchema(Schema):
     def reals(self) -> int:
         """None."""
         return 0
+
+    @property
+    def trained(self) -> int:
+        """So many of the items, the first ones, were taken in training."""
+        return sum(count > 0 for count in self.counts)
 
     def words(self, text: str) -> list[int]:
         """The words of a text; any text has some, byte by byte if it must be."""
@@ -109,9 +114,10 @@ class ItemTextSchema(Schema):
         return padded
 
     def encode(self, table: Table) -> tuple["Spelled", list[str]]:
-        """Every user's history, nothing asked; and the users in this order."""
+        """Every user's history, nothing asked, 0 where the catalogue does not have the item; and
+        the users in this order."""
         (users, _), (items, _) = ids(table, self.user, "user"), ids(table, self.item, "item")
-        kept = np.flatnonzero((users.notna() & items.isin(self.items)).to_numpy())
+        kept = np.flatnonzero((users.notna() & items.notna()).to_numpy())
         user, names = users.iloc[kept].factorize(sort=True)
         order = np.lexsort((times(table, self.time).values[kept], user))
         taken = torch.from_numpy(codes(items.iloc[kept[order]], self.items))
@@ -129,16 +135,19 @@ class ItemTextSchema(Schema):
         starts = torch.arange(len(items)) == 0
         return Spelled(self.sentences(), starts, items, torch.full_like(items, -1), before)
 
-    def with_items(self, frame: "pd.DataFrame") -> "ItemTextSchema":
+    def with_items(self, catalogue: "Table | pd.DataFrame") -> "ItemTextSchema":
         """The same with further items, at the end of the catalogue; known ones are kept as they
         are. Attributes that this schema does not know are left out, missing ones stay empty."""
-        items, texts, _ = _described(Table(frame.reset_index(drop=True), "items"), self.item, self)
+        if not isinstance(catalogue, Table):
+            catalogue = Table(catalogue.reset_index(drop=True), "items")
+        items, texts, _ = _described(catalogue, self.item, self)
         known = set(self.items)
         new = [i for i, item in enumerate(items) if item not in known]
         return replace(
             self,
             items=(*self.items, *(items[i] for i in new)),
             texts=(*self.texts, *(texts[i] for i in new)),
+            counts=(*self.counts, *(0 for _ in new)),
         )
 
 
@@ -161,6 +170,8 @@ def item_text_dataset(
         name: Of the data set.
         bpe: The tokenizer of another catalogue, for a model that comes from there.
     """
+    if options.clock == "yes":
+        raise DataError("clock: items as text come without their times; leave out clock or items")
     found, texts, fields = _described(catalogue, roles["item"], None)
     described = dict(zip(found, texts, strict=True))
     bare = interaction_dataset(table, replace(options, minimum=1), roles, name=name)
@@ -171,14 +182,10 @@ def item_text_dataset(
             f'{catalogue.name}: describes none of the items of {name}, such as "{seen[0]}"; its '
             f'own are such as "{found[0]}". Name the column with the ids with --item'
         )
-    train = bare.parts["train"]
-    assert train.tokens is not None
-    learned = torch.zeros(len(seen) + 1, dtype=torch.bool)
-    learned[train.tokens[:, 0].long()] = True
-    order = [i for i in range(len(seen)) if learned[i + 1]]
-    trained = len(order)
-    order += [i for i in range(len(seen)) if not learned[i + 1]]
-    catalogue_only = [item for item in found if item not in set(seen)]
+    learned: tuple[int, ...] = bare.schema.counts  # type: ignore[attr-defined]
+    order = sorted(range(len(seen)), key=lambda i: not learned[i])  # stable
+    taken_once = set(seen)
+    catalogue_only = [item for item in found if item not in taken_once]
     items = (*(seen[i] for i in order), *catalogue_only)
     values = tuple(described.get(item, ("",) * len(fields)) for item in items)
     schema = ItemTextSchema(
@@ -186,7 +193,7 @@ def item_text_dataset(
         fields=fields,
         items=items,
         texts=values,
-        trained=trained,
+        counts=(*(learned[i] for i in order), *(0 for _ in catalogue_only)),
         bpe=_learn(fields, values) if bpe is None else bpe,
     )
     renamed = torch.zeros(len(seen) + 1, dtype=torch.long)
@@ -203,7 +210,7 @@ def item_text_dataset(
     findings = list(bare.findings)
     if nameless:
         findings.append(f"{nameless:,} items are not described: they look all the same")
-    cold = len(items) - trained
+    cold = len(items) - schema.trained
     if cold:
         findings.append(f"{cold:,} items of the catalogue were never taken in training")
     return Dataset(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +12,10 @@ from stepscan.data.base import DataError
 from stepscan.data.grid import Rows
 from stepscan.data.panel import Panel
 from stepscan.data.series import SeriesSchema
+from stepscan.data.tables import MILLIONTHS, Table, labels, numbers, times
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def rows_of(panel: Panel, names: Sequence[str], schema: SeriesSchema) -> Rows:
@@ -86,6 +91,72 @@ def joined(
     )
 
 
+def plain_frame(table: Table, schema: SeriesSchema) -> "pd.DataFrame":
+    """The columns that a model learned from, however they are written: times, numbers, text.
+
+    Raises:
+        DataError: one is missing or cannot be read; times that are no times of the model's clock.
+    """
+    import pandas as pd  # noqa: PLC0415
+
+    columns, found = schema.columns, {}
+    if columns.id is not None:
+        found[columns.id] = labels(table, columns.id, "series")
+    if columns.time is not None:
+        clock = times(table, columns.time)
+        if clock.calendar != schema.calendar:
+            kinds = ("plain numbers", "dates")
+            raise DataError(
+                f'{table.name}: column "{columns.time}" holds {kinds[clock.calendar]}, the model '
+                f"learned times that are {kinds[schema.calendar]}"
+            )
+        found[columns.time] = _moments(clock.values, schema)
+    for column in columns.target:
+        found[column] = numbers(table, column, "target")
+    for column in columns.covariates:
+        found[column] = numbers(table, column, "covariate")
+    for column in columns.static:
+        found[column] = labels(table, column, "static")
+    return pd.DataFrame({name: pd.Series(values).array for name, values in found.items()})
+
+
+def frame_of(panel: Panel, names: Sequence[str], schema: SeriesSchema) -> "pd.DataFrame":
+    """The frame that a panel of one target was made of; see `rows_of` for what differs."""
+    import pandas as pd  # noqa: PLC0415
+
+    if len(schema.target) > 1:
+        raise DataError("want the rows of several targets from a file")
+    rows = rows_of(panel, names, schema)
+    found: dict[str, Any] = {schema.target[0]: rows.y}
+    if schema.id is not None:
+        found[schema.id] = np.array(rows.names, dtype=object)[rows.series]
+    if schema.time is not None:
+        found[schema.time] = _moments(rows.stamps, schema)
+    found |= {c: rows.covariates[:, i] for i, c in enumerate(schema.covariates)}
+    found |= {c: np.array(rows.static[c], dtype=object)[rows.series] for c in schema.static}
+    return pd.DataFrame(found)
+
+
+def together(old: "pd.DataFrame", new: "pd.DataFrame", schema: SeriesSchema) -> "pd.DataFrame":
+    """All rows of two such frames; of a series and time in both, the new values count.
+
+    Without a time column the new rows come after the old ones.
+    """
+    import pandas as pd  # noqa: PLC0415
+
+    if schema.time is None:
+        return pd.concat([old, new], ignore_index=True)
+    both = pd.concat([new, old], ignore_index=True)
+    for column in schema.static:  # the newest word on what does not change
+        told = both[column].dropna()
+        if schema.id is None:
+            both[column] = told.iloc[0] if len(told) else None
+        else:
+            both[column] = both[schema.id].map(told.groupby(both[schema.id]).first())
+    keys = [name for name in (schema.id, schema.time) if name is not None]
+    return both.groupby(keys, as_index=False, dropna=False).first()
+
+
 def kept(rows: Rows, which: Bool[np.ndarray, " N"]) -> Rows:
     """Some of the rows."""
     return replace(
@@ -104,6 +175,25 @@ def _among(
     times, code = np.unique(np.concatenate([old.stamps, stamps]), return_inverse=True)
     key = np.concatenate([old.series, series]) * len(times) + code
     return np.isin(key[: len(old.stamps)], key[len(old.stamps) :])
+
+
+def stamp_of(when: object, schema: SeriesSchema) -> int:
+    """A time as the schema's column has it; without a time column, a row, counted from 0."""
+    import pandas as pd  # noqa: PLC0415
+
+    if schema.time is None:
+        try:
+            return int(when)  # type: ignore[call-overload]
+        except (TypeError, ValueError):
+            raise DataError(
+                f'since: the model learned rows in order, so want the number of a row, got "{when}"'
+            ) from None
+    return int(times(Table(pd.DataFrame({schema.time: [when]}), "since"), schema.time).values[0])
+
+
+def _moments(stamps: Int[np.ndarray, " N"], schema: SeriesSchema) -> np.ndarray:
+    """Times as `tables.times` reads them back."""
+    return stamps.astype("datetime64[ns]") if schema.calendar else stamps / MILLIONTHS
 
 
 def _moment(stamp: int, schema: SeriesSchema) -> str:

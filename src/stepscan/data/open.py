@@ -132,7 +132,10 @@ def _packed(table: Table, options: DataOptions) -> Dataset:
     if kind == "interactions":
         roles = interaction_roles(table, options)
         if options.items is not None:
-            catalogue = read_table(Path(options.items), options.missing)
+            described = Path(options.items)
+            if not described.is_file():
+                raise DataError(f"{described}: no such file")
+            catalogue = read_table(described, options.missing)
             return item_text_dataset(table, catalogue, options, roles, name=table.name)
         return interaction_dataset(table, options, roles, name=table.name)
     if kind == "labelled":

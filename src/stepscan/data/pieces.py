@@ -76,6 +76,7 @@ class Pieces:
     def _buckets(self) -> list[Path]:
         """Both readings."""
         before = stamp_of(self.path)
+        self._check_head()
         if not is_parquet(self.path):
             check_rows(self.path, dialect(self.path))
         clock, names = _Clock(self), []
@@ -95,6 +96,16 @@ class Pieces:
         buckets = self._split(np.unique(sample[at]) if len(sample) else sample)
         check_unchanged(self.path, before)
         return buckets
+
+    def _check_head(self) -> None:
+        """Raise `DataError` where the first rows tell that this cannot be read."""
+        if not self.path.stat().st_size:
+            raise DataError(f"{self.path}: the file is empty")
+        head = read_head(self.path, self.missing)
+        for name in self.columns:
+            head.column(name, "time" if name == self.time else "columns of training")
+        if not len(head):
+            raise DataError(f"{self.path}: the file has no rows below its header")
 
     def _split(self, borders: np.ndarray) -> list[Path]:
         """Every row into its bucket; bucket b holds the names from border b - 1 up to border b."""

@@ -263,8 +263,10 @@ def series_dataset(
 def _same_grid(like: SeriesSchema, found: Frequency, name: str) -> Frequency:
     """The grid that a model learned on; other data has to lie on one of the same steps."""
     if (found.months, found.step, found.calendar) != (like.months, like.step, like.calendar):
+        irregular = not (found.months or found.step)
+        has = "no regular steps" if irregular else f"steps of {found}"
         raise DataError(
-            f"{name}: has steps of {found}, the model learned steps of {like.frequency}; "
+            f"{name}: has {has}, the model learned steps of {like.frequency}; "
             "bring the data to that grid, or fit a new model"
         )
     return like.frequency

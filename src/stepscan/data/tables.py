@@ -1,5 +1,6 @@
 """Tables: columns as numbers, labels and times; errors name the place of what is wrong."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
 
 MISSING = ("", "NA", "NaN", "nan", "NULL", "null", "None", "<NA>", "NaT")
 NANOSECONDS = 1_000_000_000  # in a second
+YEARS = (1678, 2261)
+"""The first and the last that nanoseconds in 64 bits reach from end to end."""
 MILLIONTHS = 1_000_000  # in a unit of plain numbers: six decimals are kept
 
 
+FEW_NUMBERS = 0.05  # of a column of dates may be numbers: errors, to be told with their place
+THOUSANDS = r"[-+]?\d{1,3}(?:[ ,.'\u2019\u00a0\u202f]\d{3})+(?:[.,]\d+)?"
 OFFSET = r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?\s*(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$"
 
 
@@ -90,15 +95,17 @@ def numbers(table: Table, column: str, role: str = "number") -> Float[np.ndarray
         absent = text.isin([*MISSING, *table.missing]).to_numpy() | cells.isna().to_numpy()
         text = text.mask(absent, "nan")
         if not absent.all() and text[~absent].str.fullmatch(r"[-+]?\d*,\d+|[-+]?\d+").all():
+            _check_decimals(table, column, text[~absent])
             text = text.str.replace(",", ".", regex=False)  # a decimal comma, never thousands: 1,5
         parsed = pd.to_numeric(text, errors="coerce")
         bad = parsed.isna().to_numpy() & ~absent
         if bad.any():
             row = int(bad.argmax())
-            raise DataError(
-                f'{table.cell(row, column)}: "{cells.iloc[row]}" is not a number. '
-                f"Drop or fill it, or pass --missing {cells.iloc[row]}."
-            )
+            word = cells.iloc[row]
+            remedy = f"Drop or fill it, or pass --missing {word}."
+            if re.fullmatch(THOUSANDS, str(word).strip()):
+                remedy = "Write numbers without separators of thousands."
+            raise DataError(f'{table.cell(row, column)}: "{word}" is not a number. {remedy}')
         values = parsed.to_numpy(np.float64)
     if np.isinf(values).any():
         row = int(np.isinf(values).argmax())
@@ -107,6 +114,21 @@ def numbers(table: Table, column: str, role: str = "number") -> Float[np.ndarray
             "leave a cell empty where the value is missing."
         )
     return values
+
+
+def _check_decimals(table: Table, column: str, text: "pd.Series") -> None:
+    """Raise `DataError` where commas part thousands: numbers below 1,000 have none, and every other
+    has three digits after it. Read as decimals they would be a thousand times too small.
+    """
+    parted = text.str.contains(",")
+    thousands = text[parted].str.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}")
+    if not parted.any() or parted.all() or not thousands.all():
+        return
+    row = int(text.index[parted][0])
+    raise DataError(
+        f'{table.cell(row, column)}: the comma in "{text[row]}" seems to part thousands. Write '
+        "numbers without separators of thousands, or all of them with as many decimals."
+    )
 
 
 def labels(table: Table, column: str, role: str) -> "pd.Series":
@@ -137,12 +159,21 @@ def times(table: Table, column: str) -> Times:
         if number.notna().all() and len(number):
             return _numeric_times(number.to_numpy(np.float64), table, column)
         parsed, found = _dates(text)
+        if number.notna().sum() > parsed.notna().sum():  # numbers, but for some that are none
+            parsed = pd.Series(pd.NaT, index=number.index).where(number.isna(), pd.Timestamp(0))
     bad = parsed.isna().to_numpy()
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
             f'{table.cell(row, column)}: "{cells.iloc[row]}" is not a time. Want one format '
             "throughout, best 2024-12-31 23:59:59; drop rows without a time."
+        )
+    far = ((parsed.dt.year < YEARS[0]) | (parsed.dt.year > YEARS[1])).to_numpy()
+    if far.any():
+        row = int(far.argmax())
+        raise DataError(
+            f'{table.cell(row, column)}: "{cells.iloc[row]}" is no date from {YEARS[0]} to '
+            f"{YEARS[1]}. Drop such rows, or leave the column out."
         )
     stamps = parsed.dt.as_unit("ns").astype("int64").to_numpy()
     return Times(stamps, calendar=True, findings=found)
@@ -182,7 +213,7 @@ def is_time(table: Table, column: str) -> bool:
     if pd.api.types.is_datetime64_any_dtype(cells.dtype) or isinstance(cells.dtype, pd.PeriodDtype):
         return True
     sample = cells.dropna().astype("str").str.strip()[:200]
-    if not len(sample) or pd.to_numeric(sample, errors="coerce").notna().any():
+    if not len(sample) or pd.to_numeric(sample, errors="coerce").notna().mean() > FEW_NUMBERS:
         return False
     return bool(_dates(sample)[0].notna().mean() > 0.9)
 

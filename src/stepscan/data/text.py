@@ -151,7 +151,7 @@ def _read_jsonl(path: Path, field: str | None) -> Iterator[bytes]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: row {row:,} is not JSON ({error})") from None
         if not isinstance(record, dict):
             raise DataError(

@@ -8,6 +8,7 @@ from typing import Any
 from stepscan import mixers
 from stepscan.layers.channel import ChannelConfig, channel_config
 from stepscan.layers.norm import NORMS
+from stepscan.layers.time_encoding import COLUMNS
 from stepscan.mixers import MixerConfig
 from stepscan.models import heads
 from stepscan.models.heads import HeadConfig
@@ -32,6 +33,8 @@ class ModelConfig:
     """Vocabulary size of each categorical input column."""
     reals: int = 0
     """Number of real input columns."""
+    clock: bool = False
+    """Whether the real inputs tell times, see `layers.time_encoding`."""
     mlp_ratio: float = 2.0
     """Hidden width of the channel mixers, as a multiple of D; 0 leaves them out."""
     mlp: str = "swiglu"
@@ -108,6 +111,10 @@ class ModelConfig:
 
     def _check_entry(self) -> None:
         """What stands between the inputs and the stack."""
+        if self.clock and (self.reals != COLUMNS or not self.tokens):
+            raise ValueError(
+                f"model: want tokens and reals={COLUMNS} with a clock, got {self.reals}"
+            )
         if not 0 <= self.embedding_dropout < 1:
             raise ValueError(
                 f"model: want 0 <= embedding_dropout < 1, got {self.embedding_dropout}"

@@ -154,7 +154,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelCorruptError(f"{path}: a link, or larger than {LARGEST_CONFIG >> 20} MB")
     try:
         data = json.loads(path.read_bytes(), parse_constant=_reject)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelCorruptError(f"{path}: not JSON ({error}); was it cut off?") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ModelCorruptError(f"{path}: want format {FORMAT!r}; this is another kind of file")

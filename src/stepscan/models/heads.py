@@ -291,9 +291,12 @@ def to_dict(head: HeadConfig) -> dict[str, Any]:
 def from_dict(data: Mapping[str, Any]) -> HeadConfig:
     """A head from plain data; unknown names and keys are errors."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    from stepscan.models.sentence_head import NextSentence  # noqa: PLC0415  (it builds on this)
+    # These build on this module.
+    from stepscan.models.enhanced_item import EnhancedItem  # noqa: PLC0415
+    from stepscan.models.sentence_head import NextSentence  # noqa: PLC0415
 
-    known_heads: dict[str, type[HeadConfig]] = {**HEADS, NextSentence.name: NextSentence}
+    later = {head.name: head for head in (EnhancedItem, NextSentence)}
+    known_heads: dict[str, type[HeadConfig]] = {**HEADS, **later}
     cls = lookup(known_heads, str(options.pop("name", "")), kind="head")
     known = {f.name: f for f in dataclasses.fields(cls)}
     for key in options:

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stepscan.layers.projection import Linear
+from stepscan.layers.time_encoding import TimeEncoding
 
 
 class Inputs(NamedTuple):
@@ -43,14 +44,23 @@ def as_inputs(inputs: Tensor | Inputs, tokens: tuple[int, ...], reals: int) -> I
 
 
 class Embed(nn.Module):
-    """The sum of an embedding per categorical column and a linear map of the real columns."""
+    """The sum of an embedding per categorical column and a linear map of the real columns; with a
+    clock, what `layers.time_encoding` makes of both."""
 
     def __init__(
-        self, tokens: tuple[int, ...], reals: int, width: int, scale: float | None = None
+        self,
+        tokens: tuple[int, ...],
+        reals: int,
+        width: int,
+        scale: float | None = None,
+        *,
+        clock: bool = False,
     ) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(size, width) for size in tokens)
-        self.reals = Linear(reals, width) if reals else None
+        self.reals: Linear | TimeEncoding | None = Linear(reals, width) if reals else None
+        if clock:
+            self.reals = TimeEncoding(reals, width, scale)
         # Of unit size where they enter the stack, and of a size that a tied output map wants.
         self.scale = math.sqrt(width) if scale is None else scale
         for table in self.tables:
@@ -66,6 +76,9 @@ class Embed(nn.Module):
                 self.scale * table(column)
                 for table, column in zip(self.tables, columns, strict=True)
             ]
-        if self.reals is not None and inputs.reals is not None:
+        if isinstance(self.reals, Linear) and inputs.reals is not None:
             parts.append(self.reals(inputs.reals.to(self.reals.weight.dtype)))
-        return sum(parts[1:], start=parts[0])
+        x = sum(parts[1:], start=parts[0])
+        if isinstance(self.reals, TimeEncoding) and inputs.reals is not None:
+            return self.reals(x, inputs.reals)
+        return x

@@ -80,7 +80,13 @@ class SequenceModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = Embed(config.tokens, config.reals, config.width, config.embedding_scale)
+        self.embed = Embed(
+            config.tokens,
+            config.reals,
+            config.width,
+            config.embedding_scale,
+            clock=config.clock,
+        )
         self.positions: LearnedPositions | None = None
         if config.positions:
             self.positions = LearnedPositions(config.positions, config.width)

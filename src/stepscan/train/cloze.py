@@ -3,7 +3,8 @@
 Source: Sun et al. 2019, arXiv:1904.06690, section 3.6. Each item is hidden with the probability
 `share`; or, in the part `last` of the sequences, the last item alone, as it will be asked for
 (the paper adds such sequences to its training data). A hidden item reads as symbol 0 and is the
-target of its own step. An item that is not known is never hidden: there would be no answer.
+target of its own step, and its time is hidden too, as it is of what comes next. An item that is not
+known is never hidden: there would be no answer.
 """
 
 import torch
@@ -31,4 +32,7 @@ def cloze(batch: Batch, head: Cloze) -> Batch:
     target = torch.where(hidden, items, -1)
     tokens = batch.tokens.clone()
     tokens[..., 0] = items.masked_fill(hidden, HIDDEN)
-    return batch._replace(tokens=tokens, targets=batch.targets | {"token": target})
+    reals = batch.reals
+    if reals is not None:
+        reals = reals.masked_fill(hidden[..., None], 0)
+    return batch._replace(tokens=tokens, reals=reals, targets=batch.targets | {"token": target})

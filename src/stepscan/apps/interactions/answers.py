@@ -35,13 +35,18 @@ def window(network: SequenceModel, reach: int) -> int | None:
     return max(1, most - isinstance(network.config.head, Cloze))
 
 
-def newest(network: SequenceModel, items: Int[Tensor, "1 T 1"], reach: int) -> Tensor:
-    """One history as the network reads it: cut, and with the question behind it."""
+def newest(network: SequenceModel, inputs: Inputs, reach: int) -> Inputs:
+    """One history [1 T ...] as the network reads it: cut, and with the question behind it, whose
+    time is not known."""
     most = window(network, reach)
-    items = items if most is None else items[:, -most:]
-    if not isinstance(network.config.head, Cloze):
-        return items
-    return torch.cat([items, torch.full_like(items[:, :1], HIDDEN)], 1)
+    parts = [x if x is None or most is None else x[:, -most:] for x in inputs]
+    if isinstance(network.config.head, Cloze):
+        asks = (HIDDEN, 0.0)
+        parts = [
+            x if x is None else torch.cat([x, torch.full_like(x[:, :1], ask)], 1)
+            for x, ask in zip(parts, asks, strict=True)
+        ]
+    return Inputs(*parts)
 
 
 def last_logits(
@@ -83,9 +88,11 @@ def _at_once(
     steps = torch.arange(int(lengths.max()) + asks)
     begins = packed.begins[which] + packed.lengths[which] - lengths
     inside = steps < lengths[:, None]
-    tokens, _ = packed.inputs_at(torch.where(inside, begins[:, None] + steps, 0))
+    tokens, reals = packed.inputs_at(torch.where(inside, begins[:, None] + steps, 0))
     assert tokens is not None
     tokens = tokens.masked_fill(~inside[..., None], HIDDEN)
+    if reals is not None:
+        reals = reals.masked_fill(~inside[..., None], 0)
     last = lengths - 1 + asks
     # What pads a row is cut off from it; a causal network would not look there anyway.
     resets = None if network.causal else steps > last[:, None]
@@ -93,7 +100,8 @@ def _at_once(
     resets = None if resets is None else resets.to(device)
     rows = torch.arange(len(which))
     network.head.train()  # then it leaves out the products of all steps but the last
-    said, _ = network(Inputs(tokens.to(device)), None, resets)
+    inputs = Inputs(tokens.to(device), None if reals is None else reals.to(device))
+    said, _ = network(inputs, None, resets)
     network.head.eval()
     if isinstance(said, ItemScores):
         return project(said.x[rows, last], said.weight, said.bias)

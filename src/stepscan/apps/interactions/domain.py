@@ -1,6 +1,6 @@
 """Interactions: what a user takes next, ranked among all items."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,22 +8,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stepscan.apps.baselines.lately import lately
 from stepscan.apps.baselines.markov import Markov
 from stepscan.apps.domain import Domain, Metric, Recipe, Scores, with_options
 from stepscan.apps.interactions import groups
 from stepscan.apps.interactions.answers import last_logits, window
+from stepscan.apps.interactions.neighbours import tables
 from stepscan.apps.interactions.presets import is_preset, read_preset
 from stepscan.apps.ranking import METRICS, best, ranks, summary, without
-from stepscan.data.base import Batch, Packed
+from stepscan.data.base import Batch, Dataset, Packed
 from stepscan.data.interactions import InteractionSchema
 from stepscan.data.views import sequences, spread
 from stepscan.models import Cloze, Config, ModelConfig, NextItem, SequenceModel, build
+from stepscan.models.enhanced_item import EnhancedItem
 from stepscan.models.heads import HeadConfig
 from stepscan.train.cloze import cloze
+from stepscan.train.enhance import Enhance
 from stepscan.train.loop import Objective, say_next
 from stepscan.train.objectives import Loss
 
 SHOWN = 6  # users in the examples
+UNTIMED = 0.1
+"""Part of the rows of a batch whose times are not read."""
 PUBLISHED = {"rows": 41, "learning_rate": 1e-3, "weight_decay": 0.0}
 """Of the recipe of a model with learned positions: about 2,048 items asked for in a batch of
 windows of 50, as RecBole asks for."""
@@ -46,6 +52,10 @@ class Interactions(Domain):
         depth=1,
     )
 
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset)
+        self._enhanced: dict[EnhancedItem, Enhance] = {}
+
     @property
     def schema(self) -> InteractionSchema:
         """The items."""
@@ -59,8 +69,23 @@ class Interactions(Domain):
 
     @property
     def objective(self) -> Objective:
-        """The next item, or the hidden ones."""
-        return fill_in_or_say_next
+        """The next item, or the hidden ones; of some histories without their times."""
+        return self._descend
+
+    def _descend(self, model: SequenceModel, batch: Batch, state: Any) -> tuple[Loss, Any]:
+        head, batch = model.config.head, some_untimed(batch)
+        if isinstance(head, EnhancedItem):
+            return self._enhance(head)(model, batch, state)
+        return fill_in_or_say_next(model, batch, state)
+
+    def _enhance(self, head: EnhancedItem) -> Enhance:
+        """The branches of UniRec, prepared once."""
+        if head not in self._enhanced:
+            counts = torch.tensor([0, *self.schema.counts])
+            train, calendar = self.dataset.parts["train"], self.schema.calendar
+            found = tables(train, counts, calendar=calendar)
+            self._enhanced[head] = Enhance(found, head)
+        return self._enhanced[head]
 
     def pattern(self, layers: str) -> str:
         """A preset is a pattern."""
@@ -70,6 +95,7 @@ class Interactions(Domain):
         """A preset by its name, else layers; those that read both ways fill in hidden items."""
         layers = self.recipe.layers if layers is None else layers
         vocab = self.schema.tokens[0]
+        options |= {"clock": True} if self.schema.reals else {}
         if is_preset(layers):
             fields = read_preset(layers, vocab)
             return super().config(fields.pop("layers"), width, **(fields | options))
@@ -105,20 +131,26 @@ class Interactions(Domain):
         return found
 
     def baselines(self, most: int | None = None) -> Iterator[tuple[str, Scores]]:
-        """Popularity, by all items of the training part, and the first-order Markov chain."""
+        """Popularity, by all items of the training part, what the user took lately, and the
+        first-order Markov chain.
+        """
         train = self.dataset.parts["train"]
         assert train.tokens is not None
         every = train.tokens[:, 0].long().numpy()
         vocab = self.schema.tokens[0]
-        last, wanted = _pairs(self._users("test", most))
-        for name, model in (
-            ("popularity", Markov(every, every, vocab, 0)),
-            ("Markov chain", Markov(*_pairs(train), vocab, 1)),
-        ):
-            rank = [
-                ranks(torch.from_numpy(model.table(piece)), torch.from_numpy(want))
-                for piece, want in zip(_pieces(last), _pieces(wanted), strict=True)
-            ]
+        packed = self._users("test", most)
+        last, wanted = map(torch.from_numpy, _pairs(packed))
+        popularity = Markov(every, every, vocab, 0)
+        chain = Markov(*_pairs(train), vocab, 1)
+        popular = torch.from_numpy(popularity.scores(0))
+        users = torch.arange(len(packed.begins))
+        methods: dict[str, Callable[[Tensor], Tensor]] = {
+            "popularity": lambda some: torch.from_numpy(popularity.table(last[some].numpy())),
+            "taken lately": lambda some: lately(packed, some, popular),
+            "Markov chain": lambda some: torch.from_numpy(chain.table(last[some].numpy())),
+        }
+        for name, table in methods.items():
+            rank = [ranks(table(some), wanted[some]) for some in users.split(1024)]
             yield name, summary(torch.cat(rank))
 
     def examples(self, models: Mapping[str, SequenceModel]) -> list[dict[str, Any]]:
@@ -175,13 +207,17 @@ def fill_in_or_say_next(model: SequenceModel, batch: Batch, state: Any) -> tuple
     return say_next(model, cloze(batch, head) if isinstance(head, Cloze) else batch, state)
 
 
+def some_untimed(batch: Batch) -> Batch:
+    """With a clock, some rows without their times: a history may be asked about by its items."""
+    if batch.reals is None:
+        return batch
+    hidden = torch.rand(len(batch.reals), 1, 1, device=batch.reals.device) < UNTIMED
+    return batch._replace(reals=batch.reals.masked_fill(hidden, 0))
+
+
 def _pairs(packed: Packed) -> tuple[np.ndarray, np.ndarray]:
     """Every asked-for symbol and the one before it."""
     assert packed.tokens is not None
     target = packed.targets_at(torch.arange(len(packed)))["token"]
     asked = target >= 0
     return packed.tokens[asked, 0].long().numpy(), target[asked].numpy()
-
-
-def _pieces(x: np.ndarray) -> list[np.ndarray]:
-    return [x[i : i + 1024] for i in range(0, len(x), 1024)]

@@ -4,6 +4,8 @@
                 positions, items embedded and scored with one table.
     bert4rec    Sun et al. 2019, arXiv:1904.06690: attention both ways, hidden items filled in.
     sigma       Liu et al. 2024, arXiv:2408.11451: partially flipped bidirectional Mamba and a GRU.
+    unirec      Liu, Wang and Feng 2024, arXiv:2406.18470: times are read, and users of uneven
+                habits and items taken seldom learn from the others, see `train/enhance.py`.
 
 Options stand in brackets: `sasrec[loss="binary", length=200]`. `mixer` puts another one in the
 place of the attention and leaves the rest: `sasrec[mixer="mamba2"]`.
@@ -16,10 +18,13 @@ Adding one: a function, a line in PRESETS, one in docs/recommendation.md.
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from stepscan.data.base import DataOptions
 from stepscan.models import Cloze, NextItem
+from stepscan.models.enhanced_item import EnhancedItem
 from stepscan.models.pattern import parse_with
 from stepscan.names import lookup
 
@@ -119,6 +124,45 @@ def sigma(
     return _transformer("", layer, depth, 0, dropout, place) | {"head": head}
 
 
+def unirec(
+    vocab: int,
+    *,
+    depth: int = 2,
+    heads: int = 2,
+    length: int = 50,
+    dropout: float = 0.3,
+    loss: str = "softmax",
+    negatives: int = 1,
+    place: str = "post",
+    sequence: float = 0.2,
+    item: float = 0.3,
+    tail: float = 0.1,
+    ramp: int = 500,
+    mixer: str | None = None,
+) -> dict[str, Any]:
+    """The fields of a `ModelConfig`: what is learned beside the next item goes with any mixer.
+
+    Args:
+        vocab: Number of items, with the one that is not known.
+        depth: Blocks.
+        heads: Of the attention; the paper's own is a mixture with what times say.
+        length: Positions: so many of the newest items are read.
+        dropout: As in `sasrec`.
+        loss: As in `sasrec`; the paper's is binary.
+        negatives: As in `sasrec`.
+        place: Of the norms.
+        sequence: Weight of the sequence branch.
+        item: Weight of the item branch, of items taken often.
+        tail: Weight of the item branch, of the others.
+        ramp: Steps until what is hard counts in full.
+        mixer: Instead of attention; then without positions, over the whole history.
+    """
+    options = {"sequence": sequence, "item": item, "tail": tail, "ramp": ramp}
+    head = EnhancedItem(vocab=vocab, bias=False, loss=loss, negatives=negatives, **options)  # type: ignore[arg-type]
+    layer = ATTENTION.format(heads=heads, drop=dropout, more="")
+    return _transformer(layer, mixer, depth, length, dropout, place) | {"head": head}
+
+
 def _transformer(
     layer: str, mixer: str | None, depth: int, length: int, dropout: float, place: str
 ) -> dict[str, Any]:
@@ -140,13 +184,23 @@ def _transformer(
 
 
 PRESETS: Mapping[str, Callable[..., dict[str, Any]]] = MappingProxyType(
-    {"bert4rec": bert4rec, "sasrec": sasrec, "sigma": sigma}
+    {"bert4rec": bert4rec, "sasrec": sasrec, "sigma": sigma, "unirec": unirec}
 )
+TIMED = ("unirec",)
+"""Presets that read times."""
 
 
 def is_preset(layers: str) -> bool:
     """Whether this names one of PRESETS, with options or without."""
     return layers.split("[", 1)[0].strip() in PRESETS
+
+
+def with_clock(layers: str | None, options: DataOptions | None) -> DataOptions | None:
+    """The options of the data, with times to read if the layers want them and nothing was said."""
+    if layers is None or layers.split("[", 1)[0].strip() not in TIMED:
+        return options
+    options = options or DataOptions()
+    return replace(options, clock="yes") if options.clock == "auto" else options
 
 
 def read_preset(layers: str, vocab: int) -> dict[str, Any]:

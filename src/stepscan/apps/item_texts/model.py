@@ -1,7 +1,7 @@
 """A model of items as text: what a user takes next, also of what nobody has taken yet."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from stepscan.apps.item_texts.domain import catalogue
 from stepscan.apps.model import Model
-from stepscan.apps.next_step import NextStepModel, Prediction
+from stepscan.apps.next_step import Prediction
 from stepscan.apps.reading import item_names
-from stepscan.data.base import Schema
-from stepscan.data.item_texts import PLACES, ItemTextSchema
+from stepscan.apps.recommend import RecommendingModel, Taken, popularity
+from stepscan.data.base import Packed, Schema
+from stepscan.data.item_texts import PLACES, ItemTextSchema, Spelled
+from stepscan.data.tables import Table
 from stepscan.models import Inputs
 from stepscan.models.heads import HeadConfig
 from stepscan.models.sentence_head import NextSentence, SentenceHead
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class ItemTextModel(NextStepModel):
+class ItemTextModel(RecommendingModel):
     """What `fit` returns for histories of users with a table of items."""
 
     asks: ClassVar[tuple[str, ...]] = (
+        "recommend",
+        "recommend_table",
         "predict",
         "predict_table",
         "predict_frame",
@@ -45,13 +49,15 @@ class ItemTextModel(NextStepModel):
         """Where each item of the catalogue stands, [V D]; row 0 is none. Read when first needed."""
         return catalogue(self.network, self.schema.sentences())
 
-    def with_items(self, frame: "pd.DataFrame") -> "ItemTextModel":
+    def with_items(self, items: "str | os.PathLike[str] | pd.DataFrame | Table") -> "ItemTextModel":
         """A model that also offers further items, by their text alone and without training.
 
         Args:
-            frame: A row for each item, with the columns of the catalogue; some may be missing.
+            items: A file or a frame with a row for each item and the columns of the catalogue;
+                some may be missing.
         """
-        found = Model(self.network, self.schema.with_items(frame), self.about)
+        schema = self.schema.with_items(self.table(items))
+        found = Model(self.network, schema, self.about)
         assert isinstance(found, ItemTextModel)
         return found
 
@@ -85,7 +91,9 @@ class ItemTextModel(NextStepModel):
         exclude_seen: bool = False,
     ) -> dict[str, list[Prediction]]:
         """The likeliest next items of every user in a table, by its name."""
-        packed, users = self.schema.encode(self.table(data))
+        table = self.table(data)
+        packed, users = self.schema.encode(table)
+        self.check_read(table, packed)
         return {
             user: self._offer(items, top, exclude_seen)
             for user, items in zip(users, packed.histories(), strict=True)
@@ -101,18 +109,36 @@ class ItemTextModel(NextStepModel):
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [(self.schema.items[i - 1], value) for i, value in pairs]
 
-    @torch.no_grad()
+    def taken(self, packed: Packed) -> Taken:
+        """The items of every user."""
+        assert isinstance(packed, Spelled)
+        lengths = torch.tensor([len(items) for items in packed.histories()], dtype=torch.long)
+        return Taken(packed.items, lengths)
+
+    def said_last(self, packed: Packed) -> Iterator[tuple[Tensor, Tensor]]:
+        """Users by number [1], and the scores of all items after their last one [1 V]."""
+        assert isinstance(packed, Spelled)
+        for user, items in enumerate(packed.histories()):
+            yield torch.tensor([user]), self._scores(items)[None]
+
     def _offer(self, items: Tensor, top: int, exclude_seen: bool) -> list[Prediction]:
-        """After this history, of which the last PLACES items are read."""
         if top < 1:
             raise ValueError(f"predict: want top >= 1, got {top}")
-        packed = self.schema.history(items[-PLACES:])
+        return self._named(self._scores(items), top, items if exclude_seen else None)
+
+    @torch.no_grad()
+    def _scores(self, items: Tensor) -> Tensor:
+        """Logits of all items after this history, of which the last PLACES are read; what is not
+        in the catalogue (0) is left out, and after nothing else comes what is popular."""
+        known = items[items > 0]
+        if not len(known):
+            return popularity(self.schema)
+        packed = self.schema.history(known[-PLACES:])
         tokens, _ = packed.inputs_at(torch.arange(len(packed)))
         said = self.last(Inputs(tokens[None]))
         head = self.network.head
         assert isinstance(head, SentenceHead)
-        scores = head.scores(said.item[0, -1:], self.items)[0]
-        return self._named(scores, top, items if exclude_seen else None)
+        return head.scores(said.item[0, -1:], self.items)[0]
 
 
 MODEL = ItemTextModel

@@ -1,6 +1,7 @@
 """A model of labelled sequences: it says their class, their number or their text."""
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ from stepscan.apps.model import Model
 from stepscan.apps.next_step import Prediction
 from stepscan.data.base import DataError, Packed, Schema
 from stepscan.data.labelled import LabelledSchema
+from stepscan.data.tables import labels
 from stepscan.generate import ctc
 from stepscan.models import Classify, Ctc, Regress
 from stepscan.models.heads import HeadConfig
@@ -70,7 +72,14 @@ class LabelledModel(Model):
         self, data: "str | os.PathLike[str] | pd.DataFrame", *, top: int = 3, beams: int = 1
     ) -> dict[str, Answer]:
         """The label of every sequence in a table, by its name; see `predict`."""
-        packed, names = self.schema.encode(self.table(data))
+        table = self.table(data)
+        packed, names = self.schema.encode(table)
+        for channel in self.schema.channels:
+            if labels(table, channel, "channel").isna().all():
+                warnings.warn(
+                    f'{table.name}: column "{channel}" holds no values; it is read as missing',
+                    stacklevel=2,
+                )
         return dict(zip(names, self._answers(packed, top, beams), strict=True))
 
     @torch.no_grad()

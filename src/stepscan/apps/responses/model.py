@@ -1,6 +1,7 @@
 """A model of answers: how likely a user gets each question right, and what to review."""
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -100,12 +101,30 @@ class ResponseModel(Model):
         table = self.table(data)
         schema = self.schema
         rows = read_answers(table, schema.user, schema.question, schema.correct, schema.time)
+        self._check_known(table, rows.questions)
         place = rows.starts.nonzero()[0].tolist()
         found = {}
         for user, begin, end in zip(rows.users, place, [*place[1:], len(rows.right)], strict=True):
             frame = table.frame.iloc[rows.kept[begin:end]]
             found[user] = self.predict(frame, top=top)
         return found
+
+    def _check_known(self, table: Table, questions: "pd.Series") -> None:
+        """Warn of answers to questions that training never showed; all of them is an error."""
+        strange = ~questions.isin(self.schema.questions)
+        if strange.any():
+            words = ", ".join(map(repr, sorted(questions[strange].unique())[:3]))
+            column = f'{table.name}: column "{self.schema.question}"'
+            if strange.all():
+                raise DataError(
+                    f"{column}: none of the questions was seen in training "
+                    f"({len(self.schema.questions):,} were), such as {words}; is it the right one?"
+                )
+            warnings.warn(
+                f"{column}: {int(strange.sum()):,} of {len(strange):,} answers are to questions "
+                f"that training never showed ({words}); they are read as not known",
+                stacklevel=3,
+            )
 
     @torch.no_grad()
     def stream(

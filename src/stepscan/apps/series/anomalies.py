@@ -197,6 +197,11 @@ def find(
         tails = [fit_tail(column[asked]) for column in found.z.T]
         naive_tail = fit_tail(found.naive[asked])
     asked, values = packed_asked(packed, schema), packed.panel.y[packed.steps]
+    if not asked.any():
+        raise DataError(
+            f"anomalies: want series of more than {max(schema.season, schema.horizon)} steps, by "
+            f"which the next are judged; the longest here has {int(packed.lengths.max())}"
+        )
 
     def look(part: SeriesPacked) -> tuple[Scored, np.ndarray]:
         scored = score_steps(model, schema, part, leads, reach=reach, values=values)

@@ -355,8 +355,9 @@ def check_unseen(
         late = (place < 0) | (place + 1 >= until)
     fair = (late | ~known).all(1)
     if not fair.all():
+        fewer = f"take {int(fair.sum())} windows or fewer, a smaller step"
         raise DataError(
             f"backtest: {int((~fair).sum())} of {len(place)} windows ask for values that the model "
-            f"was trained on or chosen by; take {int(fair.sum())} windows or fewer, a smaller "
-            "step, or refit, which trains on what lies before each cutoff"
+            f"was trained on or chosen by; {fewer if fair.any() else 'give rows that came since'}, "
+            "or refit, which trains on what lies before each cutoff"
         )

@@ -104,7 +104,7 @@ class Series(Domain):
         """From all origins of a part; a part is a tail already, so a quick look reads it all."""
         packed = self.packed(part)
         origins = packed.origins()
-        return self._judge(packed, origins, self.forecast(model, packed, origins))
+        return self.judge(packed, origins, self.forecast(model, packed, origins))
 
     def forecast(
         self, model: SequenceModel, packed: SeriesPacked, at: Int[Tensor, " M"]
@@ -117,12 +117,12 @@ class Series(Domain):
         valid, test = self.packed("valid"), self.packed("test")
         origins = test.origins()
         for name, method in simple.simple_methods(self.packed("train"), valid, LEVELS):
-            yield name, self._judge(test, origins, method(test, origins))
+            yield name, self.judge(test, origins, method(test, origins))
         if ets.installed():
             some = ets.spread_evenly(test, origins, ets.FITS)
             of, whole = (len(test.series_at(x).unique()) for x in (some, origins))
             name = "ETS" if of == whole else f"ETS ({of} of {whole} series)"
-            yield name, self._judge(test, some, ets.ets_quantiles(test, some, LEVELS))
+            yield name, self.judge(test, some, ets.ets_quantiles(test, some, LEVELS))
 
     def about(self) -> dict[str, Any]:
         """Up to which time the weights were chosen, so that a backtest can tell what is new."""
@@ -174,9 +174,10 @@ class Series(Domain):
         """By how far ahead, and by series."""
         return breakdown(self, models)
 
-    def _judge(
+    def judge(
         self, packed: SeriesPacked, at: Int[Tensor, " M"], quantiles: Float[Tensor, "M H Q"]
     ) -> Scores:
+        """The metrics of forecasts from these positions, in real units."""
         actual = packed.actual_at(at)
         asked = ~actual.isnan()
         series = packed.series_at(at)[:, None].expand_as(actual)[asked]

@@ -11,8 +11,9 @@ gap, and count by the inverse of their mean squared errors there, at each distan
 The bands are those of the two forecasts, averaged level by level with their weights (so they cannot
 cross), and stretched to hold, on those runs, the share of values that they claim. Further from both
 ends than the horizon the line and the season are left, with the bands of the last step ahead. What
-lies after the last value of a series is a forecast, and is left alone. The weights may have learned
-from these runs, so the errors of the forecasts can look too small.
+lies after the last value of a series is a forecast, and is left alone. Where enough of them lie
+after the time up to which the weights were chosen, these runs alone are taken; otherwise the
+weights may have learned from them, and the errors of the forecasts can look too small.
 """
 
 import copy
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the runs that the answers are tried on
 RUNS = 200  # of each length
 FEWEST = 20  # runs; with fewer the answers count alike
+ENOUGH = 100  # runs that the weights have not learned from: with so many no others are taken
 
 
 class Gap(NamedTuple):
@@ -112,9 +114,16 @@ class Filler:
     """A model that fills the gaps of one part: it reads the part once forth and once back."""
 
     def __init__(
-        self, model: SequenceModel, schema: SeriesSchema, packed: SeriesPacked, *, reach: int
+        self,
+        model: SequenceModel,
+        schema: SeriesSchema,
+        packed: SeriesPacked,
+        *,
+        reach: int,
+        seen_until: int | None = None,
     ) -> None:
         assert isinstance(model.config.head, Forecast)
+        self.seen_until = seen_until
         self.schema, self.packed = schema, packed
         self.levels = model.config.head.quantiles
         self.middle = len(self.levels) // 2
@@ -169,6 +178,9 @@ class Filler:
         run = (whole[after] - whole[at] == length + 1) & known[at]
         since = at - self.packed.begins[sequence[at] - 1]
         run &= (sequence[at] == sequence[after]) & (since >= self.schema.season)
+        if self.seen_until is not None:  # of what was learned from the forecasts look too good
+            new = run & (self.packed.stamps_at(at) > self.seen_until)
+            run = new if int(new.sum()) >= ENOUGH else run
         at = run.nonzero()[:, 0]
         chosen = torch.linspace(0, max(len(at) - 1, 0), min(RUNS, len(at)))
         return at[chosen.round().long()]
@@ -240,12 +252,17 @@ class Filler:
 
 
 def fill_frame(
-    model: SequenceModel, schema: SeriesSchema, packed: SeriesPacked, *, reach: int
+    model: SequenceModel,
+    schema: SeriesSchema,
+    packed: SeriesPacked,
+    *,
+    reach: int,
+    seen_until: int | None = None,
 ) -> "pd.DataFrame":
-    """The frame of `SeriesModel.impute`."""
+    """The frame of `SeriesModel.impute`; `seen_until` is the time up to which it was chosen."""
     import pandas as pd  # noqa: PLC0415
 
-    filler = Filler(model, schema, packed, reach=reach)
+    filler = Filler(model, schema, packed, reach=reach, seen_until=seen_until)
     quantiles = filler.y[:, None].expand(-1, len(filler.levels)).clone()
     trusted = {length: filler.trust(length) for length in filler.runs}
     for gap in filler.gaps:

@@ -17,10 +17,9 @@ from stepscan.apps.series.live import Live
 from stepscan.data.base import DataError, Dataset, Schema
 from stepscan.data.frequency import held_out
 from stepscan.data.grid import read_rows
-from stepscan.data.joining import rows_of
+from stepscan.data.joining import rows_of, stamp_of
 from stepscan.data.panel import SeriesPacked
 from stepscan.data.series import SeriesSchema
-from stepscan.data.tables import Table, times
 from stepscan.models import Forecast
 from stepscan.models.heads import HeadConfig
 
@@ -152,7 +151,7 @@ class SeriesModel(Model):
             ValueError: an unknown method, a state that grows (attention without a window).
         """
         packed = self.schema.encode(self.table(rows))
-        stamp = -(1 << 62) if since is None else _stamp(since, self.schema)
+        stamp = -(1 << 62) if since is None else stamp_of(since, self.schema)
         self._live = None  # its state was read with other weights
         return learn(
             self.network, packed, stamp, method=method, learning_rate=learning_rate, seed=seed
@@ -212,7 +211,10 @@ class SeriesModel(Model):
             value where that is known.
         """
         packed = self.schema.encode(self.table(data))
-        return imputation.fill_frame(self.network, self.schema, packed, reach=self.reach)
+        seen = self.about.get("seen_until")
+        return imputation.fill_frame(
+            self.network, self.schema, packed, reach=self.reach, seen_until=seen
+        )
 
     def _sound(self) -> SeriesPacked | None:
         """The validation part of the model's own data; None, with a warning, where it is gone."""
@@ -271,6 +273,8 @@ class SeriesModel(Model):
         own = self._own(data)
         if own is not None:
             panel, names, until = own.panel, own.names, own.asked_from
+            if "learned" in self.about:  # online, from all of its rows
+                until = panel.end.numpy()
             found, notes = rolling.windows_of(panel, schema, windows, step)
         else:
             grid = schema.grid(self.table(data))  # type: ignore[arg-type]
@@ -331,15 +335,6 @@ class SeriesModel(Model):
         assert isinstance(head, Forecast)
         rho = getattr(self.network.head, "persistence", None)
         return Said(names, stamps, quantiles, head.quantiles, 0.0 if rho is None else float(rho))
-
-
-def _stamp(when: object, schema: SeriesSchema) -> int:
-    """A time as the schema's column has it; without a time column, a row."""
-    import pandas as pd  # noqa: PLC0415
-
-    if schema.time is None:
-        return int(when)  # type: ignore[call-overload]
-    return int(times(Table(pd.DataFrame({schema.time: [when]}), "since"), schema.time).values[0])
 
 
 MODEL = SeriesModel
