@@ -24,7 +24,7 @@ from stepscan.data.open import open_dataset
 from stepscan.data.tables import Table
 from stepscan.models import Inputs, SequenceModel
 from stepscan.models.heads import from_dict, to_dict
-from stepscan.models.sentence_head import NextSentence
+from stepscan.models.heads.next_sentence import NextSentence
 from stepscan.train.config import TrainConfig
 
 

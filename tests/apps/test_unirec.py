@@ -21,7 +21,7 @@ from stepscan.data.clock import components
 from stepscan.data.interactions import CLOCK, InteractionSchema
 from stepscan.data.open import open_dataset
 from stepscan.models import Inputs, SequenceModel
-from stepscan.models.enhanced_item import EnhancedItem
+from stepscan.models.heads.enhanced_item import EnhancedItem
 from stepscan.train.cloze import cloze
 from stepscan.train.config import TrainConfig
 from stepscan.train.loop import Trainer

@@ -8,8 +8,8 @@ import torch
 from stepscan.data.base import Batch
 from stepscan.layers.time_encoding import COLUMNS
 from stepscan.models import Inputs, ModelConfig, SequenceModel
-from stepscan.models.enhanced_item import EnhancedItem
 from stepscan.models.heads import from_dict, to_dict
+from stepscan.models.heads.enhanced_item import EnhancedItem
 from stepscan.train.enhance import (
     Enhance,
     Tables,

@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stepscan.data.base import Batch
-from stepscan.models.enhanced_item import EnhancedItem, EnhancedLogits
+from stepscan.models.heads.enhanced_item import EnhancedItem, EnhancedLogits
 from stepscan.models.inputs import Inputs
 from stepscan.models.model import SequenceModel
 from stepscan.train.augment import within

@@ -20,8 +20,8 @@ from stepscan.data.base import Batch, Dataset, Packed
 from stepscan.data.interactions import InteractionSchema
 from stepscan.data.views import sequences, spread
 from stepscan.models import Cloze, Config, ModelConfig, NextItem, SequenceModel, build
-from stepscan.models.enhanced_item import EnhancedItem
 from stepscan.models.heads import HeadConfig
+from stepscan.models.heads.enhanced_item import EnhancedItem
 from stepscan.train.cloze import cloze
 from stepscan.train.enhance import Enhance
 from stepscan.train.loop import Objective, say_next

@@ -24,7 +24,7 @@ from typing import Any
 
 from stepscan.data.base import DataOptions
 from stepscan.models import Cloze, NextItem
-from stepscan.models.enhanced_item import EnhancedItem
+from stepscan.models.heads.enhanced_item import EnhancedItem
 from stepscan.models.pattern import parse_with
 from stepscan.names import lookup
 

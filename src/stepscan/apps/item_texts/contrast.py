@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from stepscan.data.base import Batch
 from stepscan.data.item_texts import CLOSE, MASK, PADDING, SPECIAL
 from stepscan.models import Inputs, SequenceModel
-from stepscan.models.sentence_head import SentenceHead
+from stepscan.models.heads.next_sentence import SentenceHead
 from stepscan.train.objectives import Loss, Sum
 
 HIDDEN = 0.15

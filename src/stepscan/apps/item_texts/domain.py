@@ -14,7 +14,7 @@ from stepscan.data.base import Dataset
 from stepscan.data.item_texts import PLACES, ItemTextSchema, Spelled
 from stepscan.models import SequenceModel
 from stepscan.models.heads import HeadConfig
-from stepscan.models.sentence_head import NextSentence
+from stepscan.models.heads.next_sentence import NextSentence
 from stepscan.train.evaluate import walk_outputs
 
 SHOWN = 6  # users in the examples

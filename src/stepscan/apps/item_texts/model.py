@@ -18,7 +18,7 @@ from stepscan.data.item_texts import PLACES, ItemTextSchema, Spelled
 from stepscan.data.tables import Table
 from stepscan.models import Inputs
 from stepscan.models.heads import HeadConfig
-from stepscan.models.sentence_head import NextSentence, SentenceHead
+from stepscan.models.heads.next_sentence import NextSentence, SentenceHead
 
 if TYPE_CHECKING:
     import pandas as pd

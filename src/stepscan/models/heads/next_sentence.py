@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from stepscan.layers.norm import norm
 from stepscan.layers.projection import Linear
-from stepscan.models.heads import HeadConfig, Logits
+from stepscan.models.heads.base import HeadConfig, Logits
 from stepscan.models.inputs import Inputs
 
 

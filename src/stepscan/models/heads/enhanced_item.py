@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscan.layers.projection import Linear
-from stepscan.models.heads import ItemLogits, NextItem
+from stepscan.models.heads.next_item import ItemLogits, NextItem
 
 
 @dataclass(frozen=True, kw_only=True)
