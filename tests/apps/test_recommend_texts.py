@@ -145,7 +145,7 @@ def test_wrong_questions_say_who_answers_them(model, taken):
         (lambda: model.recommend([], top=0), "want top >= 1, got 0"),
         (lambda: model.recommend(taken), "several users.*recommend_table"),
         (lambda: model.recommend_table(taken.assign(item="x")), "in the table of items.*right"),
-        (model.evaluate, "evaluate: wants a model of interactions, this one is of item"),
+        (lambda: model.evaluate, "evaluate: wants a model of interactions, this one is of item"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             ask()
