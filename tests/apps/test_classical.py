@@ -93,6 +93,7 @@ def test_the_chain_counts_pairs(cases):
     most.fit(cases, VOCAB)
     pairs = Counter((int(a), int(b)) for case in cases for a, b in itertools.pairwise(case))
     after = Counter(b for (_, b), n in pairs.items() for _ in range(n))
+    assert most.chances(most.start(1))[0].argmax() == after.most_common(1)[0][0]
     wanted = [after[b] / len(cases) for b in range(VOCAB)]
     chance = most.chances(most.start(1))[0]
     np.testing.assert_allclose(chance, np.array(wanted) / sum(wanted), atol=1e-3)

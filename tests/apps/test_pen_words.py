@@ -71,8 +71,13 @@ def rates():
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(strict=False, reason="0.143 after 1,000 steps, 0.155 after 400")
 def test_known_writers_are_read(rates):
-    """With augmentation; without it 0.143 after as many steps."""
+    assert rates["known"] <= 0.10
+
+
+@pytest.mark.slow
+def test_known_writers_are_read_with_augmentation(rates):
     assert rates["known, augmented"] <= 0.10
 
 
