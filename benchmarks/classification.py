@@ -22,7 +22,6 @@ from stepscan.apps.kinds import domain_of
 from stepscan.apps.labelled.metrics import class_scores
 from stepscan.data.base import DataOptions
 from stepscan.data.open import open_dataset
-from stepscan.train.config import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "classification.json"
 EVERY = DataOptions(asked="every")
@@ -86,14 +85,7 @@ def main() -> None:
 
 def run(domain: Any, layers: str, steps: int, seed: int) -> dict[str, Any]:
     recipe = domain.recipe
-    train = TrainConfig(
-        steps=steps,
-        rows=recipe.rows,
-        length=recipe.length,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        seed=seed,
-    )
+    train = recipe.training(steps=steps, seed=seed)
     candidate = Candidate(domain, domain.config(layers), train)
     candidate.trainer.run()
     trainer = candidate.trainer

@@ -22,7 +22,6 @@ from stepscan.apps.kinds import domain_of
 from stepscan.apps.series import backtest as rolling
 from stepscan.apps.series.domain import Series
 from stepscan.data.open import open_dataset
-from stepscan.train.config import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "forecasting.json"
 CASES = {  # windows, and steps between them: together they cover the test part
@@ -69,14 +68,7 @@ def measure(
     assert isinstance(domain, Series)
     config = domain.config(None if layers is None else domain.pattern(layers))
     recipe = domain.recipe
-    train = TrainConfig(
-        steps=steps,
-        rows=recipe.rows,
-        length=recipe.length,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        seed=seed,
-    )
+    train = recipe.training(steps=steps, seed=seed)
     start = time.process_time()
     candidate = Candidate(domain, config, train)
     candidate.trainer.advance()

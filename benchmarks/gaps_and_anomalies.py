@@ -34,7 +34,6 @@ from stepscan.apps.model import Model
 from stepscan.apps.series.anomalies import NAIVE
 from stepscan.data.joining import frame_of
 from stepscan.data.open import open_dataset
-from stepscan.train.config import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "gaps_and_anomalies.json"
 SEEDS, PLACES, DAY = (0, 1), 4, 48
@@ -73,15 +72,7 @@ def trained(dataset: Any, seed: int, steps: int, models: Path) -> Any:
     if not folder.exists():
         config = domain.config(domain.pattern(domain.recipe.layers))
         recipe = domain.recipe_for(config)
-        train = TrainConfig(
-            steps=steps,
-            rows=recipe.rows,
-            length=recipe.length,
-            learning_rate=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            seed=seed,
-            evaluations=4,
-        )
+        train = recipe.training(steps=steps, seed=seed, evaluations=4)
         candidate = Candidate(domain, config, train)
         candidate.trainer.run()
         network = candidate.finish()

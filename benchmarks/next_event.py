@@ -25,7 +25,6 @@ from stepscan.cli.speed import write
 from stepscan.cli.table import show
 from stepscan.data.base import DataOptions
 from stepscan.data.open import open_dataset
-from stepscan.train.config import TrainConfig
 
 RESULT = Path(__file__).parent / "results" / "next_event.json"
 
@@ -34,14 +33,7 @@ def train(domain, layers: str, steps: int, seed: int) -> dict:
     """One model, judged on the test part."""
     recipe = domain.recipe
     config = domain.config(layers)
-    plan = TrainConfig(
-        steps=steps,
-        rows=recipe.rows,
-        length=recipe.length,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        seed=seed,
-    )
+    plan = recipe.training(steps=steps, seed=seed)
     candidate = Candidate(domain, config, plan)
     with candidate.trainer as trainer:
         trainer.run()

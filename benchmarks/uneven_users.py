@@ -25,7 +25,6 @@ from stepscan.cli.table import show
 from stepscan.data.base import DataOptions
 from stepscan.data.open import open_dataset
 from stepscan.models import build
-from stepscan.train.config import TrainConfig
 from stepscan.train.loop import Trainer
 
 RESULT = Path(__file__).parent / "results" / "uneven_users.json"
@@ -46,13 +45,8 @@ def run(name: str, seed: int, epochs: int) -> dict[str, Any]:
     recipe, train = domain.recipe_for(config), domain.dataset.parts["train"]
     torch.manual_seed(seed)
     model = build(config)
-    plan = TrainConfig(
-        rows=recipe.rows,
-        length=recipe.length,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        steps=round(epochs * len(train) / (recipe.rows * recipe.length)),
-        seed=seed,
+    plan = recipe.training(
+        steps=round(epochs * len(train) / (recipe.rows * recipe.length)), seed=seed
     )
     trainer = Trainer(model, train, plan, objective=domain.objective)
     begin = time.process_time()

@@ -13,6 +13,7 @@ from stepscan.data.stored import Stored
 from stepscan.data.views import shortened, spread
 from stepscan.models import Config, ModelConfig, SequenceModel
 from stepscan.models.heads import HeadConfig
+from stepscan.train.config import TrainConfig
 from stepscan.train.loop import Objective, say_next
 
 Scores = dict[str, float]
@@ -56,6 +57,16 @@ class Recipe:
     """Share the input embedding with the output map."""
     depth: int = 2
     """Layers of a candidate in `compare`: its mixer, so many times."""
+
+    def training(self, **more: Any) -> TrainConfig:
+        """How a model is trained by this recipe; `more` has the budget, the seed and the like."""
+        return TrainConfig(
+            rows=self.rows,
+            length=self.length,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            **more,
+        )
 
 
 class Domain(abc.ABC):

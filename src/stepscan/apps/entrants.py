@@ -43,15 +43,7 @@ class Entrant:
 
 def plan(recipe: Recipe, minutes: float, *, seed: int) -> TrainConfig:
     """How a candidate is trained."""
-    return TrainConfig(
-        minutes=minutes,
-        rows=recipe.rows,
-        length=recipe.length,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        seed=seed,
-        evaluations=LOOKS,
-    )
+    return recipe.training(minutes=minutes, seed=seed, evaluations=LOOKS)
 
 
 def train_in_turns(

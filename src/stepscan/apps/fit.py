@@ -348,13 +348,9 @@ def _train_config(domain: Domain, config: Config, asked: FitOptions) -> TrainCon
         size = len(domain.dataset.parts["train"])
         steps = math.ceil(asked.epochs * size / (recipe.rows * recipe.length))
         budget = {"steps": steps, "evaluations": max(1, round(asked.epochs))}
-    return TrainConfig(
-        **(budget or {"minutes": 3.0}),  # type: ignore[arg-type]
+    return recipe.training(
+        **(budget or {"minutes": 3.0}),
         patience=asked.patience,
-        rows=recipe.rows,
-        length=recipe.length,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
         carry=asked.carry,
         precision="bfloat16" if asked.bf16 else "float32",
         seed=asked.seed,
